@@ -1,0 +1,57 @@
+# make demo | test | check | bench | bench-peers
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PEERS := .venv-peers
+BIN := $(VENV)/bin
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.PHONY: demo test check bench bench-peers compare-peers readme clean
+
+demo: $(VENV)/.run
+	HF_HUB_OFFLINE=1 $(BIN)/encoderlens demo
+
+test: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
+
+check: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python tools/check_imports.py
+
+bench: $(VENV)/.run
+	$(BIN)/python benchmarks/bench_hf.py
+	$(BIN)/python benchmarks/bench_import.py
+	$(BIN)/python benchmarks/bench_memory.py
+
+bench-peers: $(PEERS)/.peers
+	$(PEERS)/bin/python benchmarks/bench_peers.py
+
+compare-peers: $(PEERS)/.peers
+	$(PEERS)/bin/python tools/compare_transformer_lens.py --out docs/compared-with-transformer-lens.md
+
+readme: $(VENV)/.run
+	$(BIN)/python tools/supported_models.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.check: $(VENV)/.test
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[check]'
+	touch $@
+
+$(PEERS)/.peers: pyproject.toml constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-peers.txt -e . transformer-lens
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache

@@ -1,0 +1,72 @@
+"""BertNextSentencePrediction: a model's next-sentence head, called like a model of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from encoderlens.encoder import ReturnType
+from encoderlens.hooked_encoder import HookedEncoder
+from encoderlens.hooked_root_module import Hooks
+
+
+class BertNextSentencePrediction:
+    """Runs a HookedEncoder with its next-sentence head. A list of two strings is one pair here.
+
+    Args:
+        model: a HookedEncoder that carries a next-sentence head.
+
+    Raises:
+        TaskError: if it carries none.
+    """
+
+    def __init__(self, model: HookedEncoder) -> None:
+        with model.use_task("next_sentence"):
+            self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def forward(
+        self,
+        input: Any,
+        return_type: ReturnType | None = "logits",
+        token_type_ids: Int[Tensor, "batch pos"] | None = None,
+        one_zero_attention_mask: Tensor | None = None,
+    ) -> Any:
+        """Logits [batch 2], a verdict (``return_type="predictions"``), or None; as ``HookedEncoder.next_sentence``."""
+        return self.model.next_sentence(_pair(input), return_type, token_type_ids, one_zero_attention_mask)
+
+    def to_tokens(
+        self, input: Any, move_to_device: bool = True, truncate: bool = True
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+        """Tokens, token types and mask [batch pos] of a pair, or of a list of pairs."""
+        return self.model.to_tokens(_pair(input), move_to_device, truncate)
+
+    def run_with_cache(self, input: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """As ``HookedEncoder.run_with_cache``, with this head."""
+        with self._task():
+            return self.model.run_with_cache(_pair(input), *args, **kwargs)
+
+    def run_with_hooks(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """As ``HookedEncoder.run_with_hooks``, with this head."""
+        with self._task():
+            return self.model.run_with_hooks(_pair(input), *args, **kwargs)
+
+    @contextmanager
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> "Iterator[BertNextSentencePrediction]":
+        """As ``HookedEncoder.hooks``."""
+        with self.model.hooks(fwd_hooks, bwd_hooks, **kwargs):
+            yield self
+
+    @contextmanager
+    def _task(self) -> Iterator[None]:
+        with self.model.use_task("next_sentence"):
+            yield
+
+
+def _pair(input: Any) -> Any:
+    two_strings = isinstance(input, list) and len(input) == 2 and all(isinstance(text, str) for text in input)
+    return tuple(input) if two_strings else input

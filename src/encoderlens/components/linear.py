@@ -1,0 +1,82 @@
+"""Linear maps whose parameters are made empty, to be filled once, and their views in TransformerLens' shapes."""
+
+from typing import Any, overload
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from encoderlens.errors import WeightsError
+
+
+class Linear(nn.Module):
+    """``x @ weight.T + bias``; the weight lies as ``F.linear`` wants it [out in]."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        self.bias = nn.Parameter(torch.empty(d_out))
+
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        return F.linear(x, self.weight, self.bias)
+
+
+class WeightView:
+    """A parameter under its TransformerLens name and in its shape, as a live view.
+
+    Reading gives a view, so an edit in place under ``torch.no_grad()`` edits the model. Assigning copies the whole tensor
+    into the parameter.
+
+    Args:
+        path: the parameter, from the module that has the view.
+        pattern: einops pattern from the parameter's axes to the view's; one that only splits and reorders axes. Empty: as
+            it is. Axes of unknown size are attributes of the module: ``head`` is ``module.n_heads``.
+    """
+
+    SIZES = {"head": "n_heads"}
+
+    def __init__(self, path: str, pattern: str = "") -> None:
+        self.path = path
+        self.pattern = pattern
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, module: None, owner: type) -> "WeightView": ...
+
+    @overload
+    def __get__(self, module: nn.Module, owner: type) -> Tensor: ...
+
+    def __get__(self, module: nn.Module | None, owner: type) -> "WeightView | Tensor":
+        if module is None:
+            return self
+        parameter = module.get_parameter(self.path)
+        return rearrange(parameter, self.pattern, **self._sizes(module)) if self.pattern else parameter
+
+    def __set__(self, module: nn.Module, value: Tensor) -> None:
+        expected = self.__get__(module, type(module)).shape
+        if not isinstance(value, Tensor) or value.shape != expected:
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise WeightsError(f"{self.name} has shape {list(expected)}; {shape} cannot be assigned to it")
+        left, right = self.pattern.split("->") if self.pattern else ("", "")
+        source = rearrange(value, f"{right} -> {left}", **self._sizes(module)) if self.pattern else value
+        with torch.no_grad():
+            module.get_parameter(self.path).copy_(source)
+
+    def _sizes(self, module: nn.Module) -> dict[str, int]:
+        left = self.pattern.split("->")[0]
+        return {axis: getattr(module, name) for axis, name in self.SIZES.items() if axis in left.replace("(", " ").split()}
+
+
+class Component(nn.Module):
+    """Base of modules with WeightViews: assigning an ``nn.Parameter`` to a view also copies into the parameter behind it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        view = getattr(type(self), name, None)
+        if isinstance(view, WeightView):
+            view.__set__(self, value)
+        else:
+            super().__setattr__(name, value)

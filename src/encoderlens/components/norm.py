@@ -1,0 +1,32 @@
+"""LayerNorm with hook points on its scale and on what it has normalised."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from encoderlens.hook_points import HookPoint
+
+
+class LayerNorm(nn.Module):
+    """``(x - mean(x)) / scale * w + b`` with ``scale = sqrt(var(x) + eps)`` (Ba et al. 2016).
+
+    Half-precision input is normalised in float32, which is also what the hook points see.
+    """
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.w = nn.Parameter(torch.empty(d_model))
+        self.b = nn.Parameter(torch.empty(d_model))
+        self.hook_scale = HookPoint("batch pos 1")
+        self.hook_normalized = HookPoint("batch pos d_model")
+
+    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        if not (self.hook_scale.active or self.hook_normalized.active):
+            return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        centred = wide - wide.mean(-1, keepdim=True)
+        scale = self.hook_scale((centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        normalized = self.hook_normalized(centred / scale)
+        return torch.addcmul(self.b, normalized, self.w).to(x.dtype)

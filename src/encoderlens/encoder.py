@@ -1,0 +1,294 @@
+"""Encoder: what the hooked text and audio encoders share: blocks, heads, planned runs, weight properties, moving."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import EllipsisType
+from typing import Any, Literal, Self, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from encoderlens.components import Head, build, empty_parameters
+from encoderlens.components.block import PostLNBlock
+from encoderlens.components.norm import LayerNorm
+from encoderlens.config import EncoderConfig, ModelConfig
+from encoderlens.errors import InputError, TaskError
+from encoderlens.factored_matrix import FactoredMatrix
+from encoderlens.hook_points import HookPoint
+from encoderlens.hooked_root_module import HookedRootModule
+from encoderlens.names import block_of, did_you_mean, head_label
+from encoderlens.sequence import Sequence
+
+ReturnType = Literal["logits", "predictions", "hidden", "loss"]
+RETURN_TYPES = ("logits", "predictions", "hidden", "loss", None)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What one run computes.
+
+    Attributes:
+        returns: the kind of output.
+        embeds: whether it starts from the input, rather than from a residual stream.
+        start, stop: the blocks that run, the last one excluded.
+        head: the head that runs, if any.
+    """
+
+    returns: ReturnType | None
+    embeds: bool
+    start: int
+    stop: int
+    head: Head | None
+
+    def reaches(self, name: str) -> bool:
+        """Whether the run computes a hook point."""
+        layer = block_of(name)
+        if layer is not None:
+            return self.start <= layer < self.stop
+        top = name.split(".")[0]
+        return self.embeds if top in ("embed", "hook_full_embed") else self.head is not None and top in self.head.modules
+
+    def __str__(self) -> str:
+        parts = [f"return_type={self.returns!r}", f"blocks {self.start} to {self.stop - 1}"]
+        parts += ["the embeddings"] if self.embeds else []
+        parts += [f"the {self.head.task} head"] if self.head else ["no head"]
+        return ", ".join(parts)
+
+
+class Encoder(HookedRootModule):
+    """Base of HookedEncoder and HookedAudioEncoder.
+
+    Attributes:
+        cfg: configuration, device, dtype and ``use_*`` flags.
+        blocks: the layers.
+        heads: every head that the model carries, by task.
+    """
+
+    blocks: nn.ModuleList
+
+    def __init__(self, cfg: EncoderConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        with empty_parameters(device, dtype):
+            self._make(cfg)
+        self.cfg = ModelConfig(cfg, self)
+        self._task = next(iter(self.heads), None)
+        self.setup()
+
+    def _make(self, cfg: EncoderConfig) -> None:
+        context: dict[str, Any] = {"d_model": cfg.d_model}
+        context["norm"] = partial(build, cfg.norm, {"d_model": cfg.d_model})
+        self.embed = build(cfg.embed, context | {"pos_embed": build(cfg.positions, context)})
+        self.hook_full_embed = HookPoint("batch pos d_model")
+        self.blocks = nn.ModuleList(
+            build(cfg.block, context | {"attn": build(cfg.attention, context), "mlp": build(cfg.mlp, context)})
+            for _ in range(cfg.n_layers)
+        )
+        context["embedding"] = self.embed.embed.weight
+        self.heads: dict[str, Head] = {}
+        if cfg.pooler is not None:
+            self.pooler = context["pooler"] = build(cfg.pooler, context)
+        for part in cfg.heads:
+            head = self.heads[part.task] = build(part, context)
+            for name, module in head.modules.items():
+                setattr(self, name, module)
+
+    def initialise(self, seed: int | None = None) -> None:
+        """Fill every parameter: matrices from N(0, ``initializer_range``), norms with ones, biases with zeros.
+
+        Args:
+            seed: of a generator of its own; None draws one seed from torch's global generator.
+        """
+        seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        generator = torch.Generator(self.cfg.device).manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, self.cfg.initializer_range, generator=generator)
+                else:
+                    parameter.zero_()
+            for module in self.modules():
+                if isinstance(module, LayerNorm):
+                    module.w.fill_(1.0)
+
+    # Tasks and planned runs
+
+    @property
+    def task(self) -> str | None:
+        """The head that ``return_type="logits"`` runs; None without one. Assign another task of ``heads`` to switch."""
+        return self._task
+
+    @task.setter
+    def task(self, task: str | None) -> None:
+        if task is not None and task not in self.heads:
+            has = f"it has {', '.join(self.heads)}" if self.heads else "it has none"
+            raise TaskError(f"the model has no {task!r} head: {has}{did_you_mean(task, self.heads)}")
+        self._task = task
+
+    @contextmanager
+    def use_task(self, task: str) -> Iterator[Self]:
+        """Context in which another head runs."""
+        before, self.task = self._task, task
+        try:
+            yield self
+        finally:
+            self._task = before
+
+    def default_hook_names(self) -> list[str]:
+        return [name for name, point in self.hook_dict.items() if point.on_demand is None or getattr(self.cfg, point.on_demand)]
+
+    def plan(
+        self,
+        return_type: "ReturnType | None | EllipsisType" = ...,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+    ) -> RunPlan:
+        """What a run with these arguments computes.
+
+        Raises:
+            InputError: for an unknown return type, or layers that are not there.
+            TaskError: for logits, predictions or a loss without a head.
+            HookUnreachableError: if hooks name points that the run would not compute.
+        """
+        returns = self._returns(return_type, stop_at_layer)
+        start = 0 if start_at_layer is None else self._layer_index(start_at_layer, "start_at_layer")
+        stop = self.cfg.n_layers if stop_at_layer is None else self._layer_index(stop_at_layer, "stop_at_layer")
+        if stop < start:
+            raise InputError(f"stop_at_layer={stop_at_layer} lies before start_at_layer={start_at_layer}")
+        head = self.heads[self.task] if returns in ("logits", "predictions", "loss") and self.task else None
+        plan = RunPlan(returns, start_at_layer is None, start, stop, head)
+        if self.context_level:
+            self.check_reachable(plan.reaches, f"this run does not compute it ({plan})")
+        return plan if returns is not None else self._shortened(plan)
+
+    def _returns(self, return_type: "ReturnType | None | EllipsisType", stop_at_layer: int | None) -> ReturnType | None:
+        if return_type is ...:
+            return "logits" if self.task is not None and stop_at_layer is None else "hidden"
+        if return_type not in RETURN_TYPES:
+            known = ", ".join(map(repr, RETURN_TYPES))
+            raise InputError(f"return_type={return_type!r} is unknown; it is one of {known}")
+        if return_type not in ("hidden", None):
+            if stop_at_layer is not None:
+                raise InputError(f"return_type={return_type!r} needs the last layer; with stop_at_layer take 'hidden' or None")
+            if self.task is None:
+                raise TaskError(f"return_type={return_type!r} needs a head, and this model has none; take 'hidden'")
+        return cast("ReturnType | None", return_type)
+
+    def _layer_index(self, layer: int, name: str) -> int:
+        n_layers = self.cfg.n_layers
+        if not isinstance(layer, int) or isinstance(layer, bool) or not -n_layers <= layer <= n_layers:
+            raise InputError(f"{name}={layer!r}; layers run from 0 to {n_layers}, negative ones count from the end")
+        return layer % n_layers if layer < 0 else layer
+
+    def _shortened(self, plan: RunPlan) -> RunPlan:
+        """With nothing to return, stop after the last block that has a hook, unless gradients flow back through all."""
+        if any(point.bwd_hooks for point in self.hook_points()):
+            return plan
+        hooked = [block_of(name) for name, point in self.hook_dict.items() if point.fwd_hooks]
+        last = max((layer for layer in hooked if layer is not None), default=-1)
+        return RunPlan(plan.returns, plan.embeds, plan.start, max(plan.start, min(plan.stop, last + 1)), None)
+
+    def run_blocks(
+        self, resid: Float[Tensor, "batch pos d_model"], plan: RunPlan, sequence: Sequence
+    ) -> Float[Tensor, "batch pos d_model"]:
+        for block in self.blocks[plan.start : plan.stop]:
+            resid = block(resid, sequence)
+        return resid
+
+    # Moving
+
+    def to(self, *args: Any, device_or_dtype: Any = None, print_details: bool = True, **kwargs: Any) -> Self:
+        """Every form of ``torch.nn.Module.to``. ``print_details`` prints where the model is now, in one line."""
+        if device_or_dtype is not None:
+            args = (device_or_dtype, *args)
+        if len(args) == 2 and isinstance(args[1], bool) and isinstance(args[0], str | torch.device):
+            args, print_details = args[:1], args[1]
+        super().to(*args, **kwargs)
+        if print_details:
+            print(f"{type(self).__name__} is on {self.cfg.device} in {str(self.cfg.dtype).removeprefix('torch.')}")
+        return self
+
+    def mps(self) -> Self:
+        """Move to Apple's GPU."""
+        return self.to("mps", print_details=False)
+
+    # Weights
+
+    def _layers(self) -> list[PostLNBlock]:
+        return cast(list[PostLNBlock], list(self.blocks))
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Query weights of all layers: a differentiable copy. Edit ``blocks[l].attn.W_Q`` in place, under ``no_grad``."""
+        return torch.stack([block.attn.W_Q for block in self._layers()])
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Key weights of all layers: a differentiable copy. Edit ``blocks[l].attn.W_K`` in place, under ``no_grad``."""
+        return torch.stack([block.attn.W_K for block in self._layers()])
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Value weights of all layers: a differentiable copy. Edit ``blocks[l].attn.W_V`` in place, under ``no_grad``."""
+        return torch.stack([block.attn.W_V for block in self._layers()])
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """Output weights of attention: a differentiable copy. Edit ``blocks[l].attn.W_O`` in place, under ``no_grad``."""
+        return torch.stack([block.attn.W_O for block in self._layers()])
+
+    @property
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
+        """Input weights of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.W_in`` in place, under ``no_grad``."""
+        return torch.stack([block.mlp.W_in for block in self._layers()])
+
+    @property
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
+        """Output weights of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.W_out`` in place, under ``no_grad``."""
+        return torch.stack([block.mlp.W_out for block in self._layers()])
+
+    @property
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
+        """Query biases of all layers: a differentiable copy. Edit ``blocks[l].attn.b_Q`` in place, under ``no_grad``."""
+        return torch.stack([block.attn.b_Q for block in self._layers()])
+
+    @property
+    def b_K(self) -> Float[Tensor, "layer head d_head"]:
+        """Key biases of all layers: a differentiable copy. Edit ``blocks[l].attn.b_K`` in place, under ``no_grad``."""
+        return torch.stack([block.attn.b_K for block in self._layers()])
+
+    @property
+    def b_V(self) -> Float[Tensor, "layer head d_head"]:
+        """Value biases of all layers: a differentiable copy. Edit ``blocks[l].attn.b_V`` in place, under ``no_grad``."""
+        return torch.stack([block.attn.b_V for block in self._layers()])
+
+    @property
+    def b_O(self) -> Float[Tensor, "layer d_model"]:
+        """Output biases of attention: a differentiable copy. Edit ``blocks[l].attn.b_O`` in place, under ``no_grad``."""
+        return torch.stack([block.attn.b_O for block in self._layers()])
+
+    @property
+    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
+        """Input biases of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.b_in`` in place, under ``no_grad``."""
+        return torch.stack([block.mlp.b_in for block in self._layers()])
+
+    @property
+    def b_out(self) -> Float[Tensor, "layer d_model"]:
+        """Output biases of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.b_out`` in place, under ``no_grad``."""
+        return torch.stack([block.mlp.b_out for block in self._layers()])
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """``W_Q W_K^T`` of every head [layer head d_model d_model], unscaled and without biases."""
+        return FactoredMatrix(self.W_Q, self.W_K.mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """``W_V W_O`` of every head [layer head d_model d_model]."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def all_head_labels(self) -> list[str]:
+        """``["L0H0", "L0H1", …]``."""
+        return [head_label(layer, head) for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]

@@ -1,0 +1,71 @@
+"""Every error that EncoderLens raises on purpose. Each message says what is wrong, where, and the remedy.
+
+EncoderLensError
+├── ConfigError (ValueError)              a configuration that asks for something unknown or not implemented
+│   └── UnknownArchitectureError          a checkpoint of a family or class that is not in the registry
+├── CheckpointNotFoundError (FileNotFoundError)   no such folder, file, shard or hub id
+├── WeightsError (ValueError)             missing, left-over, misshapen, truncated or unequal tied tensors
+├── HookError
+│   ├── HookNameError (KeyError)          a name or filter that selects no hook point
+│   ├── HookUnreachableError (ValueError) a named hook point that this run does not compute
+│   └── HookResultError (ValueError)      a hook returned something that cannot stand in for the activation
+├── GradientError (RuntimeError)          backward hooks or gradients asked for where there are none
+├── InputError (ValueError)               text, tokens, masks, labels or options that do not fit the model
+│   └── TokenizerMissingError             text given to a model that has no tokenizer
+└── TaskError (ValueError)                a head that the model does not have
+"""
+
+
+class EncoderLensError(Exception):
+    """Base of every error that EncoderLens raises on purpose."""
+
+
+class ConfigError(EncoderLensError, ValueError):
+    """A configuration that asks for something unknown or not implemented."""
+
+
+class UnknownArchitectureError(ConfigError):
+    """A checkpoint of a family or class that is not in the registry."""
+
+
+class CheckpointNotFoundError(EncoderLensError, FileNotFoundError):
+    """No such folder, file, shard or hub id."""
+
+
+class WeightsError(EncoderLensError, ValueError):
+    """Missing, left-over, misshapen, truncated or unequal tied tensors."""
+
+
+class HookError(EncoderLensError):
+    """Something is wrong with a hook."""
+
+
+class HookNameError(HookError, KeyError):
+    """A name or filter that selects no hook point."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0])
+
+
+class HookUnreachableError(HookError, ValueError):
+    """A named hook point that this run does not compute."""
+
+
+class HookResultError(HookError, ValueError):
+    """A hook returned something that cannot stand in for the activation."""
+
+
+class GradientError(EncoderLensError, RuntimeError):
+    """Backward hooks or gradients asked for where there are none."""
+
+
+class InputError(EncoderLensError, ValueError):
+    """Text, tokens, masks, labels or options that do not fit the model."""
+
+
+class TokenizerMissingError(InputError):
+    """Text given to a model that has no tokenizer."""
+
+
+class TaskError(EncoderLensError, ValueError):
+    """A head that the model does not have."""

@@ -1,0 +1,20 @@
+"""The registry: every model family that EncoderLens knows, by ``model_type``."""
+
+from encoderlens.errors import UnknownArchitectureError
+from encoderlens.families.bert import BERT
+from encoderlens.families.family import Family
+
+REGISTRY: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+
+
+def family_of(model_type: str | None, where: str) -> Family:
+    """The family of a ``model_type``.
+
+    Raises:
+        UnknownArchitectureError: for one that is not in the registry, with those that are.
+    """
+    if model_type not in REGISTRY:
+        raise UnknownArchitectureError(
+            f"{where} has model_type {model_type!r}, which is not supported; supported: {', '.join(sorted(REGISTRY))}"
+        )
+    return REGISTRY[model_type]

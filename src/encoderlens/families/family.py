@@ -1,0 +1,137 @@
+"""Family: what one file in this folder declares about one model family."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from encoderlens.config import EncoderConfig
+from encoderlens.errors import ConfigError, UnknownArchitectureError
+from encoderlens.weights import Row, expand, find
+
+# Keys of any Hugging Face configuration that say nothing about the numbers an encoder computes.
+HARMLESS = frozenset(
+    "_name_or_path architectures model_type transformers_version dtype torch_dtype output_hidden_states output_attentions "
+    "return_dict use_cache chunk_size_feed_forward finetuning_task gradient_checkpointing tokenizer_class pad_token_id "
+    "bos_token_id eos_token_id sep_token_id language torchscript id2label label2id num_labels problem_type".split()
+)
+
+
+class ConfigReader:
+    """A Hugging Face configuration that keeps count of what was read of it.
+
+    Args:
+        values: the checkpoint's configuration, complete with its class's defaults.
+        defaults: those defaults.
+        where: the file or model that it comes from, for messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
+        self._values = values
+        self._defaults = defaults
+        self._where = where
+        self._seen: set[str] = set(HARMLESS)
+
+    def read(self, key: str) -> Any:
+        """A value that the family understands."""
+        self._seen.add(key)
+        if key not in self._values:
+            raise ConfigError(f"{self._where} lacks {key}")
+        return self._values[key]
+
+    def require(self, **expected: Any) -> None:
+        """Values that nothing else is implemented for."""
+        for key, value in expected.items():
+            self._seen.add(key)
+            if self._values.get(key, value) != value:
+                raise ConfigError(f"{self._where}: {key}={self._values[key]!r} is not implemented; only {value!r} is")
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that do not change what the encoder computes."""
+        self._seen.update(keys)
+
+    def labels(self) -> tuple[str, ...]:
+        """The class names, in the order of their ids."""
+        id2label = {int(key): label for key, label in self.read("id2label").items()}
+        if sorted(id2label) != list(range(len(id2label))):
+            raise ConfigError(f"{self._where}: id2label has ids {sorted(id2label)}; they must run from 0 without gaps")
+        return tuple(str(id2label[key]) for key in range(len(id2label)))
+
+    def finish(self) -> None:
+        """Refuse what was neither read, required nor ignored, unless it is at its default."""
+        for key, value in self._values.items():
+            if key not in self._seen and not (key in self._defaults and self._defaults[key] == value):
+                raise ConfigError(
+                    f"{self._where}: {key}={value!r} is not understood. If it does not change the forward pass, remove it from "
+                    "the configuration; if it does, this model is not supported"
+                )
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: what people call it.
+        model_type: its ``model_type`` in Hugging Face configurations, and its key in the registry.
+        classes: its Hugging Face classes, each with the tasks of its heads (the first is the default). The one without a
+            task is the base model, saved without the base prefix.
+        base_prefix: what stands before the encoder's keys in checkpoints of classes with a head.
+        encoder_rows: the table of embeddings and blocks.
+        head_rows: the table of the pooler (``"pooler"``) and of each task.
+        ignored: patterns of keys that hold nothing needed.
+        read_config: reads a configuration, given the class and the tasks (and ``"pooler"``) that the weights hold.
+        write_config: the Hugging Face configuration values of an EncoderConfig.
+        hf_arguments: further constructor arguments of a Hugging Face class for a configuration.
+        layer_norm, positions: for the table of supported models.
+    """
+
+    name: str
+    model_type: str
+    classes: Mapping[str, tuple[str, ...]]
+    base_prefix: str
+    encoder_rows: tuple[Row, ...]
+    head_rows: Mapping[str, tuple[Row, ...]]
+    ignored: tuple[str, ...]
+    read_config: Callable[[ConfigReader, str, frozenset[str]], EncoderConfig]
+    write_config: Callable[[EncoderConfig], dict[str, Any]]
+    hf_arguments: Callable[[EncoderConfig], dict[str, Any]]
+    layer_norm: str
+    positions: str
+
+    @property
+    def base_class(self) -> str:
+        return next(name for name, tasks in self.classes.items() if not tasks)
+
+    def rows(self, parts: Iterable[str], n_layers: int) -> list[Row]:
+        """The table of a model with these heads (and pooler), expanded over its layers."""
+        chosen = (*self.encoder_rows, *(row for part in parts for row in self.head_rows[part]))
+        return expand(chosen, n_layers)
+
+    def rows_of(self, cfg: EncoderConfig) -> list[Row]:
+        """The table of a configuration."""
+        return self.rows(parts_of(cfg), cfg.n_layers)
+
+    def parts_in(self, names: Iterable[str] | Mapping[str, object]) -> frozenset[str]:
+        """The heads (and pooler) of which a checkpoint holds any tensor."""
+        return frozenset(
+            part for part, rows in self.head_rows.items() if any(find(row, names, self.base_prefix) for row in rows)
+        )
+
+    def class_for(self, parts: frozenset[str], where: str) -> str:
+        """The class of a checkpoint whose configuration names none, from the heads that it holds.
+
+        Raises:
+            UnknownArchitectureError: if several classes could be meant.
+        """
+        tasks = parts - {"pooler"}
+        fitting = [name for name, wanted in self.classes.items() if frozenset(wanted) == tasks]
+        if len(fitting) != 1:
+            raise UnknownArchitectureError(
+                f"{where} names no architectures, and its weights fit several classes; add one of {', '.join(self.classes)}"
+            )
+        return fitting[0]
+
+
+def parts_of(cfg: EncoderConfig) -> list[str]:
+    """The keys of a configuration's heads, and of its pooler, in a family's tables."""
+    return [*(["pooler"] if cfg.pooler is not None else []), *(head.task for head in cfg.heads)]

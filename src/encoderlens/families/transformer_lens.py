@@ -1,0 +1,53 @@
+"""The table of TransformerLens' HookedEncoder state dicts: one more spelling of BERT's weights."""
+
+from encoderlens.weights import Row, expand
+
+
+def _affine(source: str, target: str, weight: str, out: str) -> tuple[Row, ...]:
+    """A matrix that TransformerLens keeps as [d_model out], and its bias."""
+    return Row(f"{source}.{weight}", f"{target}.weight", f"d_model {out} -> {out} d_model"), Row(
+        f"{source}.b", f"{target}.bias"
+    )
+
+
+def _norm(name: str) -> tuple[Row, ...]:
+    return Row(f"{name}.w", f"{name}.w"), Row(f"{name}.b", f"{name}.b")
+
+
+def _heads(letter: str) -> tuple[Row, ...]:
+    source, target = "blocks.{l}.attn", f"blocks.{{l}}.attn.{letter.lower()}"
+    return (
+        Row(f"{source}.W_{letter}", f"{target}.weight", "head d_model d_head -> (head d_head) d_model"),
+        Row(f"{source}.b_{letter}", f"{target}.bias", "head d_head -> (head d_head)"),
+    )
+
+
+ROWS = (
+    Row("embed.embed.W_E", "embed.embed.weight"),
+    Row("embed.pos_embed.W_pos", "embed.pos_embed.weight"),
+    Row("embed.token_type_embed.W_token_type", "embed.token_type_embed.weight"),
+    *_norm("embed.ln"),
+    *_heads("Q"),
+    *_heads("K"),
+    *_heads("V"),
+    Row("blocks.{l}.attn.W_O", "blocks.{l}.attn.o.weight", "head d_head d_model -> d_model (head d_head)"),
+    Row("blocks.{l}.attn.b_O", "blocks.{l}.attn.o.bias"),
+    *_norm("blocks.{l}.ln1"),
+    Row("blocks.{l}.mlp.W_in", "blocks.{l}.mlp.input.weight", "d_model d_mlp -> d_mlp d_model"),
+    Row("blocks.{l}.mlp.b_in", "blocks.{l}.mlp.input.bias"),
+    Row("blocks.{l}.mlp.W_out", "blocks.{l}.mlp.output.weight", "d_mlp d_model -> d_model d_mlp"),
+    Row("blocks.{l}.mlp.b_out", "blocks.{l}.mlp.output.bias"),
+    *_norm("blocks.{l}.ln2"),
+    *_affine("mlm_head", "mlm_head.dense", "W", "out"),
+    *_norm("mlm_head.ln"),
+    Row("unembed.W_U", "unembed.weight", "d_model d_vocab -> d_vocab d_model"),
+    Row("unembed.b_U", "unembed.bias"),
+    *_affine("pooler", "pooler.dense", "W", "out"),
+    *_affine("nsp_head", "nsp_head.dense", "W", "label"),
+)
+IGNORED = ("*.attn.mask", "*.attn.IGNORE")
+
+
+def rows(n_layers: int) -> list[Row]:
+    """The table, expanded over the layers."""
+    return expand(ROWS, n_layers)

@@ -1,0 +1,247 @@
+"""HookPoint: the identity module that every activation of interest passes through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from encoderlens.errors import GradientError, HookNameError, HookResultError
+from encoderlens.names import block_of
+from encoderlens.sequence import Sequence
+from encoderlens.slices import Slice
+
+Direction = Literal["fwd", "bwd"]
+HookFunction = Callable[..., Any]
+
+
+@dataclass(eq=False)
+class LensHandle:
+    """One attached hook.
+
+    Attributes:
+        user_hook: the function as it was given.
+        is_permanent: survives ``reset_hooks`` unless ``including_permanent`` is asked for.
+        context_level: depth of the ``hooks()`` context that attached it, None outside one.
+        must_run: attached by name in a context, so that a run which cannot reach its point is an error.
+    """
+
+    user_hook: HookFunction
+    is_permanent: bool = False
+    context_level: int | None = None
+    must_run: bool = False
+
+
+@dataclass
+class RunState:
+    """What a root module shares with its hook points: the batch of the run that is under way, or of the last one."""
+
+    sequence: Sequence | None = None
+    tokens: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, None]:  # copies of a model start without a run
+        return {"sequence": None, "tokens": None}
+
+
+@dataclass
+class CachingHook:
+    """A hook that stores what it sees under the hook point's name and changes nothing.
+
+    Args:
+        cache: where tensors go, by hook name plus ``suffix``.
+        device, dtype: where and as what they are kept; dtype applies to floating-point tensors.
+        remove_batch_dim: drop a batch axis of size one.
+        pos_slice: entries kept along the position axis (the query axis of attention scores and patterns).
+    """
+
+    cache: dict[str, Tensor]
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+    remove_batch_dim: bool = False
+    pos_slice: Slice = field(default_factory=Slice)
+    suffix: str = ""
+
+    def __call__(self, tensor: Tensor, *, hook: "HookPoint") -> None:
+        stored = tensor.detach().to(self.device, self.dtype if tensor.is_floating_point() else None)
+        axes = hook.axes
+        if not self.pos_slice.selects_all and hook.pos_axis is not None:
+            stored = self.pos_slice.apply(stored, hook.pos_axis).clone()  # a view would keep the whole tensor alive
+        if self.remove_batch_dim and (not axes or axes[0] == "batch"):
+            if stored.shape[0] != 1:
+                raise HookResultError(
+                    f"remove_batch_dim=True needs a batch of one, but {hook.name} has {stored.shape[0]} rows; run one "
+                    "sequence, or keep the batch axis"
+                )
+            stored = stored[0]
+        self.cache[f"{hook.name}{self.suffix}"] = stored
+
+
+class HookPoint(nn.Module):
+    """Identity, until hooks are attached; then ``fn(tensor, hook=hook_point)`` sees or replaces what passes through.
+
+    A forward hook returns None or a replacement of the same shape and dtype; it gets a copy of its own, so that an edit in
+    place changes what flows on and nothing that was seen before. A backward hook gets the gradient with respect to what
+    leaves this point, after its forward hooks, and returns None or a replacement gradient. Backward hooks belong to the
+    forward passes during which they are attached.
+
+    Args:
+        axes: names of the tensor's axes, as in ``"batch pos d_model"``. May be left out in your own modules.
+        on_demand: the ``cfg.use_*`` flag that has this point computed when everything is asked for; a point with one is
+            otherwise computed only when a hook is attached to it.
+    """
+
+    def __init__(self, axes: str = "", on_demand: str | None = None) -> None:
+        super().__init__()
+        self.axes = tuple(axes.split())
+        self.on_demand = on_demand
+        self.name: str | None = None
+        self.ctx: dict[Any, Any] = {}
+        self.fwd_hooks: list[LensHandle] = []
+        self.bwd_hooks: list[LensHandle] = []
+        self.run_state = RunState()
+
+    @property
+    def active(self) -> bool:
+        """Whether any hook is attached."""
+        return bool(self.fwd_hooks or self.bwd_hooks)
+
+    @property
+    def pos_axis(self) -> int | None:
+        """Index of the position axis (for scores and patterns: of the query axis), or None."""
+        return next((index for index, axis in enumerate(self.axes) if axis in ("pos", "query")), None)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        if not (self.fwd_hooks or self.bwd_hooks):
+            return tensor
+        for handle in tuple(self.fwd_hooks):
+            tensor = self._run_forward_hook(handle.user_hook, tensor)
+        return self._attach_backward_hooks(tensor) if self.bwd_hooks else tensor
+
+    def _run_forward_hook(self, hook: HookFunction, tensor: Tensor) -> Tensor:
+        if isinstance(hook, CachingHook):
+            hook(tensor, hook=self)
+            return tensor
+        private = tensor.clone()
+        replacement = hook(private, hook=self)
+        return private if replacement is None else self._checked(replacement, private, "hook")
+
+    def _attach_backward_hooks(self, tensor: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and tensor.requires_grad):
+            raise GradientError(
+                f"{self.name} has a backward hook, but its activation carries no gradient: run with gradients enabled, and "
+                "with parameters (or an input) that require them"
+            )
+        node = tensor.view_as(tensor)
+        for handle in self.bwd_hooks:
+            node.register_hook(self._backward_hook(handle.user_hook))
+        return node
+
+    def _backward_hook(self, hook: HookFunction) -> Callable[[Tensor], Tensor | None]:
+        def run(grad: Tensor) -> Tensor | None:
+            edits = not isinstance(hook, CachingHook)
+            given = grad.clone() if edits else grad
+            replacement = hook(given, hook=self)
+            if isinstance(replacement, tuple) and len(replacement) == 1:
+                replacement = replacement[0]
+            if replacement is None:
+                return given if edits else None
+            return self._checked(replacement, grad, "backward hook")
+
+        return run
+
+    def _checked(self, replacement: Any, original: Tensor, what: str) -> Tensor:
+        if not isinstance(replacement, Tensor):
+            raise HookResultError(
+                f"a {what} at {self.name} returned {type(replacement).__name__}; return a tensor, or None to leave it as it is"
+            )
+        if replacement.shape != original.shape or replacement.dtype != original.dtype:
+            raise HookResultError(
+                f"a {what} at {self.name} returned {_shape_text(replacement)} in place of {_shape_text(original)}"
+                f"{' (' + ' '.join(self.axes) + ')' if self.axes else ''}; a replacement has the same shape and dtype"
+            )
+        return replacement
+
+    def add_hook(
+        self,
+        hook: HookFunction,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> LensHandle:
+        """Attach a hook; ``prepend`` runs it before those already there."""
+        return self.attach(LensHandle(hook, is_permanent, level), dir, prepend)
+
+    def attach(self, handle: LensHandle, dir: Direction, prepend: bool = False) -> LensHandle:
+        handles = self._handles(dir)
+        handles.insert(0 if prepend else len(handles), handle)
+        return handle
+
+    def add_perma_hook(self, hook: HookFunction, dir: Direction = "fwd") -> LensHandle:
+        """Attach a hook that ``reset_hooks`` leaves on."""
+        return self.add_hook(hook, dir, is_permanent=True)
+
+    def detach(self, handle: LensHandle) -> None:
+        """Take off one hook, if it is still on."""
+        self.fwd_hooks = [other for other in self.fwd_hooks if other is not handle]
+        self.bwd_hooks = [other for other in self.bwd_hooks if other is not handle]
+
+    def has_hooks(
+        self, dir: Direction | Literal["both"] = "both", including_permanent: bool = True, level: int | None = None
+    ) -> bool:
+        """Whether a hook of this direction and level is attached."""
+        handles = [handle for one in _directions(dir) for handle in self._handles(one)]
+        return any(
+            (including_permanent or not handle.is_permanent) and (level is None or handle.context_level == level)
+            for handle in handles
+        )
+
+    def remove_hooks(
+        self,
+        dir: Direction | Literal["both"] = "fwd",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Take off hooks: of one level if one is given, permanent ones only if asked for."""
+        for one in _directions(dir):
+            handles = self._handles(one)
+            handles[:] = [
+                handle
+                for handle in handles
+                if (handle.is_permanent and not including_permanent) or (level is not None and handle.context_level != level)
+            ]
+
+    def clear_context(self) -> None:
+        """Empty ``ctx``, the dictionary in which hooks may keep things between calls."""
+        self.ctx = {}
+
+    def layer(self) -> int:
+        """The layer of a point inside a block.
+
+        Raises:
+            HookNameError: for a point outside the blocks, or one that no root module has named.
+        """
+        layer = block_of(self.name or "")
+        if layer is None:
+            raise HookNameError(f"{self.name!r} is not inside a block, so it has no layer")
+        return layer
+
+    def _handles(self, dir: Direction) -> list[LensHandle]:
+        if dir not in ("fwd", "bwd"):
+            raise HookNameError(f"a hook's direction is 'fwd' or 'bwd', not {dir!r}")
+        return self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+
+    def __getstate__(self) -> dict[str, Any]:  # copies of a model carry no hooks
+        return self.__dict__ | {"fwd_hooks": [], "bwd_hooks": [], "ctx": {}}
+
+    def extra_repr(self) -> str:
+        return " ".join(self.axes)
+
+
+def _directions(dir: Direction | Literal["both"]) -> tuple[Direction, ...]:
+    return ("fwd", "bwd") if dir == "both" else (dir,)
+
+
+def _shape_text(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

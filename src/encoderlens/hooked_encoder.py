@@ -1,0 +1,476 @@
+"""HookedEncoder: a BERT-style text encoder with a hook point on every activation that matters."""
+
+import logging
+from dataclasses import replace
+from types import EllipsisType
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from encoderlens import loading, weights
+from encoderlens.activation_cache import ActivationCache
+from encoderlens.components.heads import Head
+from encoderlens.config import EncoderConfig, ModelRequest, request_from_dict
+from encoderlens.encoder import Encoder, ReturnType, RunPlan
+from encoderlens.errors import ConfigError, InputError, TaskError
+from encoderlens.families import REGISTRY, transformer_lens
+from encoderlens.sequence import Sequence
+from encoderlens.tensor_source import MemorySource
+from encoderlens.text_input import (
+    Alignment,
+    Text,
+    TextBatch,
+    TextInput,
+    align,
+    as_texts,
+    check_mask,
+    check_token_types,
+    check_tokens,
+    encode,
+    is_text,
+    require_tokenizer,
+)
+
+log = logging.getLogger("encoderlens")
+Positions = int | list[int] | Tensor
+
+
+class HookedEncoder(Encoder):
+    """A BERT-style encoder, randomly initialised from a configuration; ``from_pretrained`` loads a checkpoint.
+
+    Args:
+        cfg: an EncoderConfig, or a dictionary with TransformerLens' field names (see ``request_from_dict``), whose ``device``,
+            ``dtype``, ``seed``, ``tokenizer_name`` and ``use_*`` fields are honoured.
+        tokenizer: a Hugging Face tokenizer, for text input.
+        move_to_device: False keeps the model on the CPU, whatever device is asked for.
+        device, dtype: of the parameters; by default the GPU if there is one, and float32.
+        init_weights: False leaves the parameters unfilled.
+
+    Raises:
+        ConfigError: for a configuration that is incomplete, or asks for something that is not implemented.
+    """
+
+    def __init__(
+        self,
+        cfg: EncoderConfig | dict[str, Any],
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        init_weights: bool = True,
+    ) -> None:
+        request = _request(cfg)
+        wanted = torch.device(device or request.device or loading.default_device()) if move_to_device else torch.device("cpu")
+        super().__init__(request.encoder, wanted, _float_dtype(dtype or request.dtype))
+        for flag, value in request.flags.items():
+            setattr(self.cfg, flag, value)
+        if tokenizer is None and request.tokenizer_name is not None:
+            tokenizer = loading.tokenizer_named(request.tokenizer_name)
+        self.tokenizer = tokenizer
+        self.hf_config: dict[str, Any] = {}
+        self.load_report = weights.LoadReport()
+        if init_weights:
+            self.initialise(request.seed)
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str | None = None,
+        checkpoint_index: int | None = None,
+        checkpoint_value: int | None = None,
+        hf_model: Any = None,
+        device: torch.device | str | None = None,
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        dtype: torch.dtype = torch.float32,
+        *,
+        task: str | None = None,
+        revision: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        n_ctx: int | None = None,
+    ) -> Self:
+        """Load a checkpoint, in eval mode, with every known head whose weights it holds.
+
+        Args:
+            model_name: a folder, a hub id (through the hub's cache; works offline once it is filled) or an embedded name
+                such as ``encoderlens/tiny-bert``. May be left out with ``hf_model``.
+            checkpoint_index, checkpoint_value: not for encoders; use ``revision``.
+            hf_model: a Hugging Face model of a supported class: its weights are copied.
+            device: by default the GPU if there is one.
+            tokenizer: used instead of the checkpoint's own.
+            move_to_device: False keeps the model on the CPU.
+            dtype: of the parameters, whatever the checkpoint's; ``torch_dtype`` is another name for it.
+            task: the head that ``return_type="logits"`` runs; "encoder" loads just the encoder, also of a class that is not
+                supported, and lists what it left in ``load_report.left``.
+            revision: branch, tag or commit on the hub.
+            n_ctx: keep only so many positions.
+
+        Raises:
+            CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
+        """
+        if checkpoint_index is not None or checkpoint_value is not None:
+            raise ConfigError(
+                "checkpoint_index and checkpoint_value have no meaning for encoders: name a training step by revision="
+            )
+        checkpoint = loading.open_checkpoint(model_name, hf_model=hf_model, revision=revision, task=task)
+        family = checkpoint.family
+        encoder = family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
+        encoder = _named(_with_context(encoder, n_ctx), checkpoint.name)
+        model = cls(encoder, None, move_to_device, device=device, dtype=_float_dtype(torch_dtype or dtype), init_weights=False)
+        model.load_report = weights.apply(
+            family.rows_of(encoder),
+            checkpoint.source,
+            model,
+            sizes=_axis_sizes(encoder),
+            base_prefix=family.base_prefix,
+            ignored=family.ignored,
+            leave=checkpoint.leave,
+        )
+        if model.load_report.left:
+            log.warning("%s: left out, as task='encoder' asks: %s", checkpoint.where, ", ".join(model.load_report.left))
+        model._task = checkpoint.task
+        model.hf_config = checkpoint.config
+        folder = checkpoint.folder
+        if folder is None and model_name is not None and tokenizer is None:
+            folder = loading.find_folder(model_name, revision)
+        model.tokenizer = loading.load_tokenizer(folder) if tokenizer is None else tokenizer
+        return model.eval()
+
+    @classmethod
+    def from_transformer_lens_state_dict(
+        cls,
+        state_dict: dict[str, Tensor],
+        cfg: EncoderConfig | dict[str, Any],
+        tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A model from the ``state_dict()`` of a TransformerLens HookedEncoder, in eval mode.
+
+        Args:
+            state_dict: all of its tensors.
+            cfg: its configuration's fields as a dictionary, or an EncoderConfig.
+            tokenizer, kwargs: as for the class.
+
+        Raises:
+            WeightsError: for tensors that are missing, left over or misshapen.
+        """
+        if isinstance(cfg, dict) and "tie_word_embeddings" not in cfg:
+            cfg = cfg | {"tie_word_embeddings": _tied(state_dict)}
+        model = cls(cfg, tokenizer, init_weights=False, **kwargs)
+        encoder = model.cfg.encoder
+        source = MemorySource(state_dict, "the TransformerLens state dict")
+        table = transformer_lens.rows(encoder.n_layers)
+        model.load_report = weights.apply(table, source, model, sizes=_axis_sizes(encoder), ignored=transformer_lens.IGNORED)
+        return model.eval()
+
+    def to_hf(self) -> Any:
+        """The Hugging Face model of the class that was loaded, with this model's weights (a copy), dtype and device.
+
+        Weights for which that class has no place (the pooler of a BertForMaskedLM) are named in a log warning.
+        """
+        import transformers
+
+        encoder, family = self.cfg.encoder, REGISTRY[self.cfg.family]
+        values = self.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
+        config = loading.hf_config(family.model_type, values)
+        hf_class = getattr(transformers, encoder.original_architecture)
+        hf_model = hf_class(config, **family.hf_arguments(encoder)).to(self.cfg.dtype)
+        tensors = weights.invert(family.rows_of(encoder), self, _axis_sizes(encoder))
+        names = hf_model.state_dict()
+        if not family.classes[encoder.original_architecture]:
+            tensors = {name.removeprefix(family.base_prefix): tensor for name, tensor in tensors.items()}
+        lacking = [name for name in tensors if name not in names]
+        if lacking:
+            log.warning("%s has no place for %s; they are not in the result", hf_class.__name__, ", ".join(lacking))
+        hf_model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in names})
+        return hf_model.to(self.cfg.device).eval()
+
+    # Text
+
+    def to_tokens(
+        self, input: TextInput, move_to_device: bool = True, truncate: bool = True
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+        """Tokens, token types and one-zero mask [batch pos] of a text, a pair ``(a, b)``, or a list of either.
+
+        Args:
+            move_to_device: put them on the model's device.
+            truncate: cut texts that are longer than the model takes; False raises instead.
+        """
+        texts, _ = as_texts(input)
+        tensors = encode(require_tokenizer(self.tokenizer, "text input"), texts, self.cfg.n_ctx, truncate)
+        tokens, types, mask = (tensor.to(self.cfg.device) if move_to_device else tensor for tensor in tensors)
+        return tokens, types, mask
+
+    def tokens_to_str(self, input: Text | Int[Tensor, " pos"] | Int[Tensor, "batch pos"]) -> list[str] | list[list[str]]:
+        """Each token as a string: a list for a text or [pos] ids, a list of lists for [batch pos] ids."""
+        tokenizer = require_tokenizer(self.tokenizer, "tokens_to_str")
+        if not isinstance(input, Tensor):
+            return tokenizer.convert_ids_to_tokens(self.to_tokens(input)[0][0].tolist())
+        rows = check_tokens(input, self.cfg.d_vocab, max(self.cfg.n_ctx, input.shape[-1]))
+        strings = [tokenizer.convert_ids_to_tokens(row) for row in rows.tolist()]
+        return strings if input.ndim == 2 else strings[0]
+
+    def align(self, text: Text) -> Alignment:
+        """Tokens, words and character spans of a text or pair, set against each other.
+
+        Raises:
+            TokenizerMissingError: without a tokenizer.
+            InputError: for a tokenizer that keeps no offsets.
+        """
+        return align(require_tokenizer(self.tokenizer, "align"), text)
+
+    # Running
+
+    def forward(
+        self,
+        input: TextInput | Int[Tensor, "batch pos"] | Int[Tensor, " pos"] | Float[Tensor, "batch pos d_model"],
+        return_type: ReturnType | None | EllipsisType = ...,
+        token_type_ids: Num[Tensor, "*rows"] | None = None,
+        one_zero_attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        logits_at: Positions | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            input: token ids [batch pos] or [pos]; a text; a pair ``(a, b)``; a list of texts or of pairs (always a batch); with
+                ``start_at_layer``, a residual stream [batch pos d_model].
+            return_type: "logits" of the task's head; "predictions" (masked LM: the words for a text's masks, one bare string
+                if there is one mask, a list of lists for a batch; classifiers: labels; next sentence: a verdict; question
+                answering: the answer's text); "hidden", the final residual stream [batch pos d_model]; "loss" against
+                ``labels``; None, to run no head and return nothing. Left out: "logits" if there is a head, else "hidden".
+            token_type_ids: segments [batch pos], 0 everywhere by default (from the tokenizer for text).
+            one_zero_attention_mask: 1 or True at real positions [batch pos]; by default all (from the tokenizer for text).
+            labels: for "loss": class ids in the shape of the head's logits without the last axis (question answering: first
+                and last position [batch 2]); -100 is left out of the mean.
+            logits_at: unembed only these positions: an int, a list of ints, or a tensor [k] or [batch k].
+            start_at_layer: the layer whose input ``input`` is.
+            stop_at_layer: return the stream that enters this layer.
+
+        Returns:
+            As ``return_type`` says; logits are [batch pos d_vocab], [batch pos label], [batch label], [batch 2] or, for question
+            answering, [batch pos 2] (start, end).
+
+        Raises:
+            InputError, TaskError, TokenizerMissingError, HookUnreachableError: before anything runs.
+        """
+        plan = self.plan(return_type, start_at_layer, stop_at_layer)
+        self._check_options(plan, labels, logits_at)
+        if plan.embeds:
+            batch = self._batch(input, token_type_ids, one_zero_attention_mask)
+            self.run_state.sequence, self.run_state.tokens = batch.sequence, batch.token_ids
+            resid = self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
+        else:
+            resid, batch = self._stream(input, token_type_ids, one_zero_attention_mask)
+            self.run_state.sequence, self.run_state.tokens = batch.sequence, None
+        resid = self.run_blocks(resid, plan, batch.sequence)
+        if plan.returns is None or plan.head is None:
+            return None if plan.returns is None else resid
+        return self._run_head(plan.head, plan, resid, batch, labels, logits_at)
+
+    def encoder_output(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        token_type_ids: Int[Tensor, "batch pos"] | None = None,
+        one_zero_attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The final residual stream: ``forward`` with ``return_type="hidden"``."""
+        return self(tokens, "hidden", token_type_ids, one_zero_attention_mask)
+
+    def next_sentence(
+        self,
+        input: tuple[str, str] | list[tuple[str, str]] | Int[Tensor, "batch pos"],
+        return_type: ReturnType | None = "logits",
+        token_type_ids: Int[Tensor, "batch pos"] | None = None,
+        one_zero_attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+    ) -> Any:
+        """Next-sentence prediction: logits [batch 2] (it follows; it does not), verdicts, or the loss.
+
+        Raises:
+            TaskError: if the checkpoint has no next-sentence head.
+            InputError: for single texts, or tokens without token types.
+        """
+        _check_pairs(input, token_type_ids)
+        with self.use_task("next_sentence"):
+            return self(input, return_type, token_type_ids, one_zero_attention_mask, labels=labels)
+
+    def run_with_cache(self, *model_args: Any, return_cache_object: bool = True, **kwargs: Any) -> tuple[Any, Any]:
+        """As ``HookedRootModule.run_with_cache``; the cache is an ActivationCache unless ``return_cache_object`` is False."""
+        output, cache = super().run_with_cache(*model_args, **kwargs)
+        if not return_cache_object:
+            return output, cache
+        state = self.run_state
+        mask = state.sequence.mask if state.sequence is not None else None
+        has_batch_dim = not kwargs.get("remove_batch_dim", False)
+        return output, ActivationCache(cache, self, has_batch_dim, state.tokens, mask)
+
+    def _check_options(self, plan: RunPlan, labels: Tensor | None, logits_at: Positions | None) -> None:
+        if (labels is not None) != (plan.returns == "loss"):
+            wrong = "needs labels" if labels is None else f"takes no labels (it is {plan.returns!r})"
+            raise InputError(f"return_type {wrong}; labels and return_type='loss' go together")
+        if logits_at is not None and not (plan.returns == "logits" and plan.head and plan.head.per_position):
+            raise InputError("logits_at chooses positions of return_type='logits' of a head that has logits for every position")
+
+    def _batch(self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None) -> TextBatch:
+        texts: list[Text] | None = None
+        if is_text(input):
+            texts, single = as_texts(input)
+            tokenizer = require_tokenizer(self.tokenizer, "text input")
+            tokens, own_types, own_mask = encode(tokenizer, texts, self.cfg.n_ctx, truncate=False)
+            token_type_ids = own_types if token_type_ids is None else token_type_ids
+            mask = own_mask if mask is None else mask
+        else:
+            single, tokens = isinstance(input, Tensor) and input.ndim == 1, input
+        tokens = check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_ctx)
+        types = check_token_types(token_type_ids, tokens.shape, self.cfg.n_token_types)
+        sequence = self._sequence(check_mask(mask, tokens.shape), *tokens.shape)
+        device = self.cfg.device
+        types = None if types is None else types.to(device)
+        return TextBatch(tokens.to(device), types, sequence, single, texts, self.tokenizer)
+
+    def _stream(
+        self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None
+    ) -> tuple[Float[Tensor, "batch pos d_model"], TextBatch]:
+        if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != self.cfg.d_model:
+            found = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
+            raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")
+        if token_type_ids is not None:
+            raise InputError("token_type_ids belong to the embeddings, which start_at_layer skips")
+        sequence = self._sequence(check_mask(mask, input.shape[:2]), *input.shape[:2])
+        return input.to(self.cfg.device, self.cfg.dtype), TextBatch(None, None, sequence, False, None, self.tokenizer)
+
+    def _sequence(self, mask: Tensor | None, batch: int, pos: int) -> Sequence:
+        return Sequence(batch, pos, None if mask is None else mask.to(self.cfg.device))
+
+    def _run_head(
+        self, head: Head, plan: RunPlan, resid: Tensor, batch: TextBatch, labels: Tensor | None, logits_at: Positions | None
+    ) -> Any:
+        if logits_at is not None:
+            resid = _at_positions(resid, logits_at)
+        logits = head.forward(resid, batch.sequence)
+        if plan.returns == "loss" and labels is not None:
+            return head.loss(logits, labels.to(logits.device))
+        if plan.returns == "predictions":
+            decoded = head.decode(logits, batch)
+            return head.decode_one(decoded[0]) if batch.single else decoded
+        return logits
+
+    # Weights
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The word-piece embedding: the parameter itself."""
+        return self.embed.embed.W_E
+
+    @property
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
+        """The position embedding: the parameter itself."""
+        return self.embed.pos_embed.W_pos
+
+    @property
+    def W_token_type(self) -> Float[Tensor, "token_type d_model"]:
+        """The token-type embedding: the parameter itself."""
+        return self.embed.token_type_embed.W_token_type
+
+    @property
+    def W_E_pos(self) -> Float[Tensor, "d_vocab_plus_n_ctx d_model"]:
+        """``W_E`` over ``W_pos``, a differentiable copy. It is the whole input basis only up to ``W_token_type``: every
+        position also gets a token-type vector, row 0 of it for single texts."""
+        return torch.cat([self.W_E, self.W_pos])
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding, a live view; tied to ``W_E`` in most checkpoints, so that editing one edits both.
+
+        Raises:
+            TaskError: for a checkpoint without a masked-LM head.
+        """
+        return self._masked_lm().W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """The unembedding's bias: the parameter itself.
+
+        Raises:
+            TaskError: for a checkpoint without a masked-LM head.
+        """
+        return self._masked_lm().b_U
+
+    def _masked_lm(self) -> Any:
+        if "masked_lm" not in self.heads:
+            raise TaskError(
+                f"{self.cfg.model_name} has no masked-LM head, so no unembedding; its heads: {', '.join(self.heads) or 'none'}"
+            )
+        return self.heads["masked_lm"].modules["unembed"]
+
+
+def _request(cfg: EncoderConfig | dict[str, Any]) -> ModelRequest:
+    if isinstance(cfg, dict):
+        return request_from_dict(cfg)
+    if not isinstance(cfg, EncoderConfig):
+        raise ConfigError(
+            f"cfg is an EncoderConfig or a dictionary, not {type(cfg).__name__}; HookedEncoder.from_pretrained loads a checkpoint"
+        )
+    return ModelRequest(cfg, None, torch.float32, None, None, {})
+
+
+def _float_dtype(dtype: torch.dtype) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype={dtype!r}; a model's dtype is torch.float32, float16, bfloat16 or float64")
+    return dtype
+
+
+def _with_context(encoder: EncoderConfig, n_ctx: int | None) -> EncoderConfig:
+    if n_ctx is None:
+        return encoder
+    if not 1 <= n_ctx <= encoder.n_ctx:
+        raise ConfigError(f"n_ctx={n_ctx}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
+    return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
+
+
+def _named(encoder: EncoderConfig, name: str) -> EncoderConfig:
+    return replace(encoder, model_name=name)
+
+
+def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:
+    return {"head": encoder.n_heads, "d_head": encoder.d_head}
+
+
+def _tied(state_dict: dict[str, Tensor]) -> bool:
+    embed, unembed = state_dict.get("embed.embed.W_E"), state_dict.get("unembed.W_U")
+    return embed is not None and unembed is not None and torch.equal(embed, unembed.mT)
+
+
+def _check_pairs(input: Any, token_type_ids: Tensor | None) -> None:
+    if isinstance(input, Tensor):
+        if token_type_ids is None:
+            raise InputError(
+                "next-sentence prediction on tokens needs token_type_ids (0 for the first sentence, 1 for the second); without "
+                "them the model would take the pair as one sentence"
+            )
+    elif not all(isinstance(text, tuple) for text in as_texts(input)[0]):
+        raise InputError("next-sentence prediction takes a pair of sentences (a, b), or a list of pairs")
+
+
+def _at_positions(resid: Float[Tensor, "batch pos d_model"], at: Positions) -> Float[Tensor, "batch k d_model"]:
+    n_pos = resid.shape[1]
+    chosen = torch.atleast_1d(torch.as_tensor(at, device=resid.device))
+    if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.ndim > 2 or chosen.numel() == 0:
+        raise InputError("logits_at is an int, a list of ints, or an integer tensor [k] or [batch k]")
+    if chosen.ndim == 2 and len(chosen) != len(resid):
+        raise InputError(f"logits_at has {len(chosen)} rows, the input {len(resid)}")
+    low, high = (int(value) for value in torch.aminmax(chosen))
+    if low < -n_pos or high >= n_pos:
+        raise InputError(f"logits_at asks for positions {low} to {high}; the input has {n_pos}")
+    index = (chosen % n_pos).expand(len(resid), chosen.shape[-1])
+    return resid.gather(1, index.unsqueeze(-1).expand(-1, -1, resid.shape[-1]))

@@ -1,0 +1,278 @@
+"""HookedRootModule: run a module that holds HookPoints with hooks, or with a cache of what passed through them."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from encoderlens.errors import GradientError, HookNameError, HookUnreachableError, InputError
+from encoderlens.hook_points import CachingHook, Direction, HookFunction, HookPoint, LensHandle, RunState
+from encoderlens.names import NamesFilter, did_you_mean, select
+from encoderlens.slices import Slice, SliceInput
+
+Hooks = Collection[tuple[NamesFilter, HookFunction]]
+BothDirections = Literal["fwd", "bwd", "both"]
+
+
+class HookedRootModule(nn.Module):
+    """Base of every hooked model, and of your own: give a module HookPoints, call ``setup()`` at the end of ``__init__``.
+
+    Everything that takes hooks or a names filter takes a name, a collection of names or a predicate on names, and raises
+    before anything runs for a name that does not exist or a filter that selects nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run_state = RunState()
+        self.context_level = 0
+        self.mod_dict: dict[str, nn.Module] = {}
+        self.hook_dict: dict[str, HookPoint] = {}
+
+    def setup(self) -> None:
+        """Name every module and collect the hook points. Call it after all submodules exist."""
+        self.mod_dict = {name: module for name, module in self.named_modules() if name}
+        self.hook_dict = {name: module for name, module in self.mod_dict.items() if isinstance(module, HookPoint)}
+        for name, point in self.hook_dict.items():
+            point.name = name
+            point.run_state = self.run_state
+
+    def hook_points(self) -> Collection[HookPoint]:
+        return self.hook_dict.values()
+
+    def default_hook_names(self) -> list[str]:
+        """What a names filter of None stands for."""
+        return [name for name, point in self.hook_dict.items() if point.on_demand is None]
+
+    # Attaching and removing
+
+    def add_hook(
+        self,
+        name: NamesFilter,
+        hook: HookFunction,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Attach a hook until it is reset, to the point(s) that a name, collection or predicate selects.
+
+        Raises:
+            HookNameError: if nothing is selected.
+        """
+        for point in self._points(name):
+            point.add_hook(hook, dir, is_permanent, level, prepend)
+
+    def add_perma_hook(self, name: NamesFilter, hook: HookFunction, dir: Direction = "fwd") -> None:
+        """Attach a hook that ``reset_hooks`` leaves on unless permanent ones are included."""
+        self.add_hook(name, hook, dir, is_permanent=True)
+
+    def remove_all_hook_fns(
+        self, direction: BothDirections = "both", including_permanent: bool = False, level: int | None = None
+    ) -> None:
+        for point in self.hook_points():
+            point.remove_hooks(direction, including_permanent, level)
+
+    def clear_contexts(self) -> None:
+        """Empty the ``ctx`` of every hook point."""
+        for point in self.hook_points():
+            point.clear_context()
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: BothDirections = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Remove hooks (all but permanent ones, unless asked), and by default empty every ``ctx``."""
+        if clear_contexts:
+            self.clear_contexts()
+        self.remove_all_hook_fns(direction, including_permanent, level)
+
+    def list_hooks(
+        self, name_filter: NamesFilter = None, dir: BothDirections = "both", including_permanent: bool = True
+    ) -> dict[str, list[LensHandle]]:
+        """The attached hooks by hook point; points without any are left out."""
+        listed: dict[str, list[LensHandle]] = {}
+        for name in select(name_filter, self.hook_dict):
+            point = self.hook_dict[name]
+            handles = [*(point.fwd_hooks if dir != "bwd" else ()), *(point.bwd_hooks if dir != "fwd" else ())]
+            handles = [handle for handle in handles if including_permanent or not handle.is_permanent]
+            if handles:
+                listed[name] = handles
+        return listed
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> "Iterator[HookedRootModule]":
+        """Context in which hooks are attached; contexts nest, and each takes off just what it put on.
+
+        Args:
+            fwd_hooks, bwd_hooks: pairs of (name, collection or predicate; hook function).
+            reset_hooks_end: False leaves the hooks on after the context, until ``reset_hooks``.
+            clear_contexts: empty every ``ctx`` when the hooks come off.
+
+        Raises:
+            HookNameError: before any hook is attached, for what selects no hook point.
+        """
+        wanted: list[tuple[HookPoint, HookFunction, Direction, bool]] = []
+        directed: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
+        for direction, pairs in directed:
+            for names, hook in pairs:
+                named = not callable(names) and names is not None
+                wanted += [(point, hook, direction, named) for point in self._points(names)]
+        self.context_level += 1
+        level = self.context_level
+        attached = [
+            (point, point.attach(LensHandle(hook, context_level=level, must_run=named), direction))
+            for point, hook, direction, named in wanted
+        ]
+        try:
+            yield self
+        finally:
+            self.context_level -= 1
+            if reset_hooks_end:
+                for point, handle in attached:
+                    point.detach(handle)
+                if clear_contexts:
+                    self.clear_contexts()
+
+    # Running
+
+    def run_with_hooks(
+        self,
+        *model_args: Any,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """``model(*args, **kwargs)`` with hooks on. Backward hooks fire whenever ``backward`` runs on the result."""
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(*model_args, **model_kwargs)
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: NamesFilter = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        loss_fn: Callable[[Any], Tensor] | None = None,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Slice | SliceInput = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """Run the model and keep the activations.
+
+        Args:
+            names_filter: what to keep: None for all (on-demand points only where their ``cfg.use_*`` flag is on), else a
+                name, a collection of names or a predicate.
+            device, dtype: where and as what to keep it.
+            remove_batch_dim: drop the batch axis, of one row.
+            incl_bwd: also call ``backward`` on the output and keep gradients under ``<name>_grad``. Parameters' ``.grad``
+                fill up, as with any ``backward``.
+            loss_fn: with ``incl_bwd``: maps the output to the scalar whose gradients are wanted; without it the output
+                itself must be one (``return_type="loss"``).
+            pos_slice: positions to keep; tensors without a position axis are kept whole.
+
+        Returns:
+            The output, and the activations by name.
+
+        Raises:
+            HookNameError: for a name that does not exist or a filter that selects nothing.
+            GradientError: ``incl_bwd`` without a scalar that carries gradients.
+        """
+        if loss_fn is not None and not incl_bwd:
+            raise GradientError("loss_fn is what incl_bwd=True differentiates: give both, or neither")
+        cache, fwd, bwd = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice, dtype=dtype
+        )
+        with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
+            output = self(*model_args, **model_kwargs)
+            if incl_bwd:
+                _scalar_loss(output, loss_fn).backward()
+        if not cache:
+            raise HookUnreachableError(
+                f"the names filter {names_filter!r} selects only hook points that this run does not compute"
+            )
+        return output, cache
+
+    def get_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: Slice | SliceInput = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[dict[str, Tensor], list[tuple[NamesFilter, HookFunction]], list[tuple[NamesFilter, HookFunction]]]:
+        """The cache and the hooks that fill it, not yet attached: ``(cache, fwd_hooks, bwd_hooks)``."""
+        cache = {} if cache is None else cache
+        names = self._names(names_filter)
+        window = Slice.unwrap(pos_slice)
+        if not window.selects_all and not any(self.hook_dict[name].axes for name in names):
+            raise InputError("pos_slice needs hook points that name their axes: HookPoint('batch pos d_model')")
+        forward = CachingHook(cache, device, dtype, remove_batch_dim, window)
+        backward = CachingHook(cache, device, dtype, remove_batch_dim, window, suffix="_grad")
+        # A name or collection must be reached by the run; what a predicate or None selects may be cut by it.
+        chosen = names if isinstance(names_filter, str | Collection) else set(names).__contains__
+        return cache, [(chosen, forward)], [(chosen, backward)] if incl_bwd else []
+
+    def add_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Attach caching hooks until they are reset, and return the dictionary that the next runs fill."""
+        cache, fwd, bwd = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
+        for names, hook in fwd:
+            self.add_hook(names, hook, "fwd")
+        for names, hook in bwd:
+            self.add_hook(names, hook, "bwd")
+        return cache
+
+    def check_reachable(self, reached: Callable[[str], bool], why: str) -> None:
+        """Refuse a run that cannot reach a point which a context's hooks name.
+
+        Raises:
+            HookUnreachableError: with the name and what this run computes.
+        """
+        for name, point in self.hook_dict.items():
+            if reached(name):
+                continue
+            if any(handle.must_run for handle in (*point.fwd_hooks, *point.bwd_hooks)):
+                raise HookUnreachableError(f"{name} is hooked, but {why}")
+
+    def _names(self, names_filter: NamesFilter) -> list[str]:
+        if isinstance(names_filter, str) and names_filter not in self.hook_dict and names_filter in self.mod_dict:
+            inside = [name for name in self.hook_dict if name.startswith(f"{names_filter}.")]
+            raise HookNameError(f"{names_filter!r} is a module, not a hook point{did_you_mean(names_filter, inside)}")
+        return self.default_hook_names() if names_filter is None else select(names_filter, self.hook_dict)
+
+    def _points(self, names: NamesFilter) -> list[HookPoint]:
+        return [self.hook_dict[name] for name in self._names(names)]
+
+
+def _scalar_loss(output: Any, loss_fn: Callable[[Any], Tensor] | None) -> Tensor:
+    loss = output if loss_fn is None else loss_fn(output)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise GradientError(f"incl_bwd needs a scalar, not {found}: use return_type='loss' with labels, or give loss_fn")
+    if not loss.requires_grad:
+        raise GradientError("incl_bwd needs a loss that carries gradients: the run was under no_grad, or nothing requires one")
+    return loss

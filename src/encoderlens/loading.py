@@ -1,0 +1,268 @@
+"""Find a checkpoint (folder, hub id, embedded name or Hugging Face model) and open it, without any model class."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
+from encoderlens.families import family_of
+from encoderlens.families.family import ConfigReader, Family
+from encoderlens.names import did_you_mean
+from encoderlens.tensor_source import WEIGHT_FILES, MemorySource, TensorSource, open_folder, shard_names
+
+log = logging.getLogger("encoderlens")
+
+EMBEDDED_PREFIX = "encoderlens/"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+ENCODER_TASK = "encoder"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is open and understood, its weights not yet read.
+
+    Attributes:
+        family: the family that it belongs to.
+        hf_class: the Hugging Face class that it declares (for ``task="encoder"``, the family's base model).
+        task: the head that ``return_type="logits"`` shall run, None for none.
+        parts: the heads, and the pooler, to carry.
+        config: the Hugging Face configuration, complete with defaults.
+        source: the weights.
+        where: the folder, or the class of the Hugging Face model, for messages.
+        folder: the folder, None for a Hugging Face model in memory.
+        name: what it was asked for as.
+        leave: tensors that no part takes are left, not refused.
+    """
+
+    family: Family
+    hf_class: str
+    task: str | None
+    parts: frozenset[str]
+    config: dict[str, Any]
+    source: TensorSource
+    where: str
+    folder: Path | None
+    name: str
+    leave: bool
+
+    def reader(self) -> ConfigReader:
+        return ConfigReader(self.config, _config_class(self.family.model_type)().to_dict(), self.where)
+
+
+def embedded_names() -> list[str]:
+    """The checkpoints that ship with the package."""
+    root = files("encoderlens") / "checkpoints"
+    return sorted(f"{EMBEDDED_PREFIX}{entry.name}" for entry in root.iterdir() if (entry / "config.json").is_file())
+
+
+def open_checkpoint(
+    model_name: str | None, *, hf_model: Any = None, revision: str | None = None, task: str | None = None
+) -> Checkpoint:
+    """Open a checkpoint by name, or a Hugging Face model in memory.
+
+    Raises:
+        CheckpointNotFoundError: if there is no such folder, embedded name or hub id.
+        UnknownArchitectureError: for a family or class that is not in the registry.
+        TaskError: for a task whose head the checkpoint does not have.
+        WeightsError: for damaged files, or a declared head without weights.
+    """
+    if hf_model is not None:
+        return _from_hf_model(hf_model, model_name, task)
+    if model_name is None:
+        raise CheckpointNotFoundError("give a model: a folder, a hub id, an embedded name, or hf_model=")
+    folder = find_folder(model_name, revision)
+    where = str(folder / "config.json")
+    values = _read_json(folder / "config.json")
+    family = family_of(values.get("model_type"), where)
+    config = _config_class(family.model_type).from_dict(values).to_dict()
+    declared = values.get("architectures") or []
+    return _understand(family, declared, config, open_folder(folder), task, where, folder, model_name)
+
+
+def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> Checkpoint:
+    from transformers import PreTrainedModel
+
+    if not isinstance(hf_model, PreTrainedModel):
+        raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}")
+    hf_class = type(hf_model).__name__
+    family = family_of(hf_model.config.model_type, hf_class)
+    source = MemorySource(hf_model.state_dict(), hf_class)
+    config = hf_model.config.to_dict()
+    return _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
+
+
+def _understand(
+    family: Family,
+    declared: list[str],
+    config: dict[str, Any],
+    source: TensorSource,
+    task: str | None,
+    where: str,
+    folder: Path | None,
+    name: str,
+) -> Checkpoint:
+    present = family.parts_in(source.tensors)
+    if task == ENCODER_TASK:
+        parts = present & {"pooler"}
+        return Checkpoint(family, family.base_class, None, parts, config, source, where, folder, name, leave=True)
+    hf_class = _class_of(family, declared, present, task, where)
+    tasks = family.classes[hf_class]
+    foreign = _ambiguous(family, present, tasks)
+    parts = present - foreign
+    for wanted in tasks:
+        if wanted not in parts:
+            key = family.head_rows[wanted][0].source
+            raise WeightsError(f"{where} is a {hf_class}, but the weights of its {wanted} head ({key}, …) are missing")
+    chosen = _task_of(task, tasks, parts, where)
+    return Checkpoint(family, hf_class, chosen, parts, config, source, where, folder, name, leave=False)
+
+
+def _class_of(family: Family, declared: list[str], present: frozenset[str], task: str | None, where: str) -> str:
+    known = [name for name in declared if name in family.classes]
+    if known:
+        return known[0]
+    if declared:
+        raise UnknownArchitectureError(
+            f"{where} declares {', '.join(declared)}, which is not supported{did_you_mean(declared[0], family.classes)}; supported "
+            f"{family.name} classes: {', '.join(family.classes)}. task='encoder' loads just its encoder"
+        )
+    if task is not None:
+        fitting = [name for name, tasks in family.classes.items() if tasks == (task,)]
+        if fitting:
+            return fitting[0]
+    return family.class_for(present, where)
+
+
+def _ambiguous(family: Family, present: frozenset[str], tasks: tuple[str, ...]) -> frozenset[str]:
+    """Heads that are only there because another one has the same keys."""
+    own = {row.source for task in tasks for row in family.head_rows[task]}
+    return frozenset(part for part in present if part not in tasks and any(row.source in own for row in family.head_rows[part]))
+
+
+def _task_of(task: str | None, tasks: tuple[str, ...], parts: frozenset[str], where: str) -> str | None:
+    carried = sorted(parts - {"pooler"})
+    if task is None:
+        return tasks[0] if tasks else (carried[0] if carried else None)
+    if task not in carried:
+        has = f"it has {', '.join(carried)}" if carried else "it has no head"
+        raise TaskError(f"{where} has no {task!r} head: {has}; task='encoder' loads just the encoder")
+    return task
+
+
+def find_folder(model_name: str, revision: str | None = None) -> Path:
+    """The local folder of a name: an embedded checkpoint, a folder, or a hub id (fetched if it is not cached yet)."""
+    if model_name.startswith(EMBEDDED_PREFIX):
+        if model_name not in embedded_names():
+            raise CheckpointNotFoundError(
+                f"there is no embedded checkpoint {model_name!r}{did_you_mean(model_name, embedded_names())}; embedded: "
+                f"{', '.join(embedded_names())}"
+            )
+        return Path(str(files("encoderlens") / "checkpoints" / model_name.removeprefix(EMBEDDED_PREFIX)))
+    folder = Path(model_name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointNotFoundError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
+        return folder
+    if folder.exists():
+        raise CheckpointNotFoundError(f"{folder} is a file; give the folder of the checkpoint")
+    if model_name.count("/") > 1 or model_name.startswith((".", "/", "~")):
+        raise CheckpointNotFoundError(f"there is no folder {model_name!r}")
+    return _fetch(model_name, revision)
+
+
+def _fetch(repo: str, revision: str | None) -> Path:
+    """A hub repository's configuration, weights and tokenizer, through the hub's cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    def fetch(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision))
+        except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
+            return None
+
+    try:
+        config = fetch("config.json")
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise CheckpointNotFoundError(f"{repo!r} is neither a folder nor a hub id that can be read: {error}") from error
+    if config is None:
+        raise CheckpointNotFoundError(
+            f"{repo!r} is not a folder, and its config.json is neither in the hub cache nor to be fetched: check the name"
+            f"{f' and revision {revision!r}' if revision else ''}, go online once, or give a local folder"
+        )
+    weights = next((path for path in map(fetch, WEIGHT_FILES) if path is not None), None)
+    if weights is not None and weights.name.endswith(".index.json"):
+        for shard in shard_names(weights):
+            fetch(shard)
+    for name in (*TOKENIZER_FILES, *TOKENIZER_EXTRAS):
+        fetch(name)
+    return config.parent
+
+
+def load_tokenizer(folder: Path | None) -> Any | None:
+    """The tokenizer of a checkpoint folder, or None if it has no tokenizer files."""
+    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def tokenizer_named(name: str) -> Any:
+    """The tokenizer of a folder, hub id or embedded name.
+
+    Raises:
+        CheckpointNotFoundError: if it has no tokenizer files.
+    """
+    folder = find_folder(name)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise CheckpointNotFoundError(f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
+    return tokenizer
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hf_config(model_type: str, values: Mapping[str, Any]) -> Any:
+    """A Hugging Face configuration object with these values."""
+    return _config_class(model_type).from_dict(dict(values))
+
+
+def _config_class(model_type: str) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[model_type]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return values

@@ -1,0 +1,109 @@
+"""The grammar of hook names: short names and full names, filters over them, and suggestions for misspelt ones."""
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable
+
+from encoderlens.errors import HookNameError
+
+NamesFilter = str | Collection[str] | Callable[[str], bool] | None
+
+_EMBED = ("embed", "pos_embed", "token_type_embed")
+_NORM = ("scale", "normalized")
+_NORM_PLACES = {"embed": "embed.ln", "mlm_head": "mlm_head.ln", "ln_final": "ln_final"}
+_PARENT_OF = {
+    **dict.fromkeys(("q", "k", "v", "z", "result", "attn_scores", "pattern"), "attn."),
+    **dict.fromkeys(("in", "pre", "post"), "mlp."),
+    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out"), ""),
+    **dict.fromkeys(("q_input", "k_input", "v_input", "normalized_resid_mid", "normalized_resid_post"), ""),
+}
+_ALIASES = {
+    "attn": "pattern",
+    "attn_logits": "attn_scores",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_post": "post",
+}
+_COMPACT = re.compile(r"([a-z_]*[a-z])(\d+)(ln1|ln2)?")
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
+    """The full hook name of a short one: ``("q", 0)``, ``"q0"``, ``("scale", 2, "ln1")``, ``"scale2ln1"``, ``"embed"``.
+
+    A full name (with a dot, or starting with ``hook_``) is returned as it is.
+
+    Raises:
+        HookNameError: for a short name that is not in the grammar, or one whose layer is missing.
+    """
+    if "." in name or name.startswith("hook_"):
+        return name
+    compact = _COMPACT.fullmatch(name)
+    if compact and layer is None:
+        name, layer, layer_type = compact[1], int(compact[2]), compact[3] or layer_type
+    name = _ALIASES.get(name, name)
+    if name == "full_embed":
+        return "hook_full_embed"
+    if name in _EMBED:
+        return f"embed.hook_{name}"
+    if name in _NORM:
+        return _norm_name(name, layer, layer_type)
+    if name not in _PARENT_OF:
+        known = [*_PARENT_OF, *_ALIASES, *_EMBED, *_NORM, "full_embed"]
+        raise HookNameError(f"no activation is called {name!r}{did_you_mean(name, known)}")
+    if layer is None:
+        raise HookNameError(f"{name!r} is an activation of a block: give its layer, as in ({name!r}, 0) or '{name}0'")
+    return f"blocks.{layer}.{_PARENT_OF[name]}hook_{name}"
+
+
+def _norm_name(name: str, layer: int | None, layer_type: str | None) -> str:
+    if layer is None:
+        place = _NORM_PLACES.get(layer_type or "ln_final")
+    else:
+        place = f"blocks.{layer}.{layer_type}" if layer_type in ("ln1", "ln2") else None
+    if place is None:
+        raise HookNameError(
+            f"{name!r} of which norm? Give a layer with 'ln1' or 'ln2', as in ({name!r}, 0, 'ln1'), or no layer and one of "
+            f"{', '.join(map(repr, _NORM_PLACES))}"
+        )
+    return f"{place}.hook_{name}"
+
+
+def block_of(name: str) -> int | None:
+    """The layer of a hook name, or None for one outside the blocks."""
+    match = _BLOCK.match(name)
+    return int(match[1]) if match else None
+
+
+def head_label(layer: int, head: int) -> str:
+    return f"L{layer}H{head}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'a' or 'b'?"``, or nothing when no known word is close."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def select(names_filter: NamesFilter, names: Collection[str]) -> list[str]:
+    """What a filter selects out of ``names``, in their order. None selects all.
+
+    Raises:
+        HookNameError: for a name that is not there, or a filter that selects nothing.
+    """
+    if names_filter is None:
+        return list(names)
+    if callable(names_filter):
+        chosen = [name for name in names if names_filter(name)]
+        if not chosen:
+            raise HookNameError(f"the names filter {names_filter!r} selects none of the {len(names)} hook points")
+        return chosen
+    wanted = {names_filter} if isinstance(names_filter, str) else set(names_filter)
+    if not wanted:
+        raise HookNameError("the names filter is empty: leave it out to select every hook point")
+    for name in sorted(wanted):
+        if name not in names:
+            raise HookNameError(f"there is no hook point {name!r}{did_you_mean(name, names)}")
+    return [name for name in names if name in wanted]

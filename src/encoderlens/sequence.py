@@ -1,0 +1,43 @@
+"""Sequence: what attention, convolutions, positions and pooling need to know of a batch. Nothing else reads it.
+
+Everything that depends on where a position lies goes through the methods here, so that a layout other than the padded
+one is a change to this file, to HookPoint and to attention, and to no family.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One padded batch.
+
+    Attributes:
+        batch, pos: the size of the batch, padding included.
+        mask: True at real positions [batch pos]; None when every position is real.
+    """
+
+    batch: int
+    pos: int
+    mask: Bool[Tensor, "batch pos"] | None = None
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Real positions of each sequence."""
+        return torch.full((self.batch,), self.pos) if self.mask is None else self.mask.sum(dim=1)
+
+    @property
+    def key_mask(self) -> Bool[Tensor, "batch 1 1 pos"] | None:
+        """True where a key may be attended to, broadcast over heads and queries; None when all may."""
+        return None if self.mask is None else self.mask[:, None, None, :]
+
+    def position_rows(self, table: Float[Tensor, "n_ctx d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Row i of a table of positions for position i, as a view that repeats it over the batch."""
+        return table[: self.pos].expand(self.batch, -1, -1)
+
+    def first(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
+        """The stream at each sequence's first position ([CLS])."""
+        return resid[:, 0]

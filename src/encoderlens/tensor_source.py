@@ -1,0 +1,219 @@
+"""Where weights are read from: safetensors and ``.bin`` files, single or sharded, or tensors in memory.
+
+A safetensors file is read straight into the parameters' memory: no second copy, and no memory map that would die when the
+file is saved over. Pickles are opened with ``weights_only=True`` only.
+"""
+
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from encoderlens.errors import CheckpointNotFoundError, WeightsError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a stored tensor without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: str
+
+
+class TensorSource(Protocol):
+    """Named tensors that can be read by rows."""
+
+    tensors: Mapping[str, TensorInfo]
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start to stop of the first axis (of a scalar: all of it)."""
+        ...
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """The first ``len(target)`` rows, into a contiguous CPU tensor of the stored dtype."""
+        ...
+
+
+class MemorySource:
+    """Tensors that are in memory already, such as a state dict."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        self._values = tensors
+        self.tensors = {name: TensorInfo(tuple(value.shape), value.dtype, origin) for name, value in tensors.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        value = self._values[name].detach()
+        return value[start:stop] if value.ndim else value
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        target.copy_(self.read(name, 0, len(target) if target.ndim else 1))
+
+
+class SafetensorsSource:
+    """One safetensors file.
+
+    Raises:
+        WeightsError: if the file is no safetensors file, or is shorter than its header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start, header = _read_header(path)
+        self._offsets = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
+        self.tensors = {
+            name: TensorInfo(tuple(entry["shape"]), _dtype(entry["dtype"], name, path), path.name)
+            for name, entry in header.items()
+        }
+        self._check_size()
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        info = self.tensors[name]
+        rows = (stop - start, *info.shape[1:]) if info.shape else ()
+        values = torch.empty(rows, dtype=info.dtype)
+        self._fill(name, values, skip=start)
+        return values
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        self._fill(name, target, skip=0)
+
+    def _fill(self, name: str, target: Tensor, skip: int) -> None:
+        row_bytes = math.prod(self.tensors[name].shape[1:]) * target.element_size()
+        memory = target.detach().flatten().view(torch.uint8).numpy().data
+        with self.path.open("rb") as file:
+            file.seek(self._start + self._offsets[name][0] + skip * row_bytes)
+            if file.readinto(memory) != len(memory):
+                raise WeightsError(f"{self.path} ended inside {name}: the file changed while it was read; load it again")
+
+    def _check_size(self) -> None:
+        for name, (begin, end) in self._offsets.items():
+            info = self.tensors[name]
+            if end - begin != math.prod(info.shape) * info.dtype.itemsize:
+                raise WeightsError(f"{self.path}: the header gives {name} {end - begin} bytes, not what its shape needs")
+        needed = self._start + max((end for _, end in self._offsets.values()), default=0)
+        actual = self.path.stat().st_size
+        if actual < needed:
+            last = max(self._offsets, key=lambda name: self._offsets[name][1])
+            raise WeightsError(
+                f"{self.path} is truncated: its header needs {needed:,} bytes (up to {last}), it has {actual:,}; "
+                "download or copy it again"
+            )
+
+
+def _read_header(path: Path) -> tuple[int, dict]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= path.stat().st_size - 8:
+            raise WeightsError(f"{path} is no safetensors file, or is cut off inside its header; download or copy it again")
+        try:
+            header = json.loads(file.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise WeightsError(f"{path} is no safetensors file: its header is not JSON; download or copy it again") from error
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
+
+def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
+    if name not in _DTYPES:
+        raise WeightsError(f"{path}: {tensor} has dtype {name}; supported are {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def open_bin(path: Path) -> MemorySource:
+    """A ``.bin`` file (``torch.save`` of a state dict), mapped where its format allows.
+
+    Raises:
+        WeightsError: if it is truncated, or holds anything but tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as a PyTorch state dict ({str(error).splitlines()[0]}): it is truncated, or holds more than "
+            "tensors; download it again, or convert it to safetensors"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} does not hold a state dict (names and tensors)")
+    return MemorySource(state, path.name)
+
+
+class ShardedSource:
+    """Several files that an index lists."""
+
+    def __init__(self, shards: Iterable[TensorSource]) -> None:
+        self._shard_of = {name: shard for shard in shards for name in shard.tensors}
+        self.tensors = {name: shard.tensors[name] for name, shard in self._shard_of.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._shard_of[name].read(name, start, stop)
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        self._shard_of[name].read_into(name, target)
+
+
+SINGLE_FILES = {"model.safetensors": SafetensorsSource, "pytorch_model.bin": open_bin}
+INDEX_FILES = {"model.safetensors.index.json": SafetensorsSource, "pytorch_model.bin.index.json": open_bin}
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def open_folder(folder: Path) -> TensorSource:
+    """The weights of a checkpoint folder: safetensors before ``.bin``, a single file before shards.
+
+    Raises:
+        CheckpointNotFoundError: without weights, or without a shard that the index lists.
+        WeightsError: for a file that is truncated or not what it should be.
+    """
+    for name in WEIGHT_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        return SINGLE_FILES[name](path) if name in SINGLE_FILES else _open_shards(path, INDEX_FILES[name])
+    raise CheckpointNotFoundError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
+
+
+def shard_names(index: Path) -> dict[str, list[str]]:
+    """The tensors of each shard that an index file lists."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{index} is no shard index: it needs a JSON object with a weight_map") from error
+    shards: dict[str, list[str]] = {}
+    for tensor, shard in weight_map.items():
+        shards.setdefault(shard, []).append(tensor)
+    return shards
+
+
+def _open_shards(index: Path, open_file) -> ShardedSource:
+    shards = []
+    for name, tensors in shard_names(index).items():
+        path = index.parent / name
+        if not path.is_file():
+            raise CheckpointNotFoundError(
+                f"{path} is missing: {index.name} keeps {len(tensors)} tensors there, {tensors[0]} among them; download it"
+            )
+        shard = open_file(path)
+        absent = [tensor for tensor in tensors if tensor not in shard.tensors]
+        if absent:
+            raise WeightsError(f"{path} lacks {absent[0]}, which {index.name} keeps there")
+        shards.append(shard)
+    return ShardedSource(shards)

@@ -1,0 +1,20 @@
+"""Small helpers under the names that TransformerLens users know."""
+
+import numpy as np
+from torch import Tensor
+
+from encoderlens.loading import default_device as get_device
+from encoderlens.names import act_name as get_act_name
+from encoderlens.slices import Slice as Slice
+from encoderlens.slices import SliceInput as SliceInput
+
+
+def to_numpy(tensor: Tensor | np.ndarray | list | tuple | float | bool) -> np.ndarray:
+    """Anything numeric as a numpy array, detached and on the CPU; bfloat16 becomes float32."""
+    if not isinstance(tensor, Tensor):
+        return np.asarray(tensor)
+    values = tensor.detach().cpu()
+    return (values if values.dtype.is_complex or str(values.dtype) != "torch.bfloat16" else values.float()).numpy()
+
+
+__all__ = ["Slice", "SliceInput", "get_act_name", "get_device", "to_numpy"]

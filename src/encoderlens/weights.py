@@ -1,0 +1,220 @@
+"""The row table: how a checkpoint's tensors become a model's parameters, and back.
+
+A family declares rows ``source key -> (target parameter, einops pattern)``. Applying a table checks that every source
+tensor is used or knowingly ignored, that every parameter is filled exactly once, that shapes agree and that tensors which
+share a parameter are equal. The inverse is each pattern with its sides swapped.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from encoderlens.errors import WeightsError
+from encoderlens.names import did_you_mean
+from encoderlens.tensor_source import TensorSource
+
+CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor.
+
+    Attributes:
+        source: its key in the checkpoint; ``{l}`` stands for the layer.
+        target: the parameter, with the same ``{l}``.
+        pattern: einops pattern from the source's axes to the parameter's, in axis names of the glossary; empty: as it is.
+        legacy: other spellings of the key.
+        crop: the parameter may be shorter than the source along the first axis (positions beyond a chosen ``n_ctx``).
+    """
+
+    source: str
+    target: str
+    pattern: str = ""
+    legacy: tuple[str, ...] = ()
+    crop: bool = False
+
+    def at(self, layer: int) -> "Row":
+        """The row of one layer."""
+        fill = str(layer)
+        return replace(
+            self,
+            source=self.source.replace("{l}", fill),
+            target=self.target.replace("{l}", fill),
+            legacy=tuple(name.replace("{l}", fill) for name in self.legacy),
+        )
+
+
+def linear(source: str, target: str) -> tuple[Row, ...]:
+    return Row(f"{source}.weight", f"{target}.weight"), Row(f"{source}.bias", f"{target}.bias")
+
+
+def norm(source: str, target: str) -> tuple[Row, ...]:
+    return (
+        Row(f"{source}.weight", f"{target}.w", legacy=(f"{source}.gamma",)),
+        Row(f"{source}.bias", f"{target}.b", legacy=(f"{source}.beta",)),
+    )
+
+
+def expand(rows: Iterable[Row], n_layers: int) -> list[Row]:
+    """Rows with ``{l}`` once for every layer."""
+    return [row.at(layer) for row in rows for layer in (range(n_layers) if "{l}" in row.target else (0,))]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the checkpoint's tensors.
+
+    Attributes:
+        loaded: how many were used.
+        ignored: keys that hold nothing the model needs (position ids and the like).
+        left: keys of parts that were left out on request (``task="encoder"``).
+    """
+
+    loaded: int = 0
+    ignored: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def find(row: Row, names: Iterable[str] | Mapping[str, object], base_prefix: str) -> str | None:
+    """The key under which a checkpoint holds a row: its own or a legacy one, with or without the base prefix."""
+    spellings = (row.source, *row.legacy)
+    candidates = (*spellings, *(name.removeprefix(base_prefix) for name in spellings))
+    return next((name for name in candidates if name in names), None)
+
+
+def apply(
+    rows: Sequence[Row],
+    source: TensorSource,
+    model: nn.Module,
+    *,
+    sizes: Mapping[str, int],
+    base_prefix: str = "",
+    ignored: Iterable[str] = (),
+    leave: bool = False,
+) -> LoadReport:
+    """Fill every parameter of ``model`` from ``source``.
+
+    Args:
+        rows: the expanded table.
+        sizes: axis sizes for patterns (``head``, ``d_head``).
+        ignored: file-name patterns of keys that hold nothing needed.
+        leave: leave tensors that no row names (they are reported) instead of refusing them.
+
+    Raises:
+        WeightsError: before anything is read, for tensors that are missing, left over or misshapen; while reading, for
+            tensors that share a parameter but differ.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = [(row, find(row, source.tensors, base_prefix)) for row in rows]
+    used = {name for _, name in found if name is not None}
+    skipped = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in ignored)]
+    over = [name for name in source.tensors if name not in used and name not in skipped]
+    _check_missing(found, parameters, source)
+    if over and not leave:
+        origin = source.tensors[over[0]].origin
+        known = [row.source for row in rows]
+        raise WeightsError(
+            f"{origin} holds {len(over)} tensors that no part of the model takes: {_few(over)}{did_you_mean(over[0], known)}"
+        )
+    filled: dict[int, str] = {}
+    for row, name in found:
+        if name is None:
+            continue
+        parameter = parameters[row.target]
+        _check_shape(row, name, parameter, source)
+        if id(parameter) in filled:
+            _check_equal(row, name, filled[id(parameter)], parameter, source, sizes)
+        else:
+            _fill(row, name, parameter, source, sizes)
+            filled[id(parameter)] = name
+    return LoadReport(len(used), tuple(skipped), tuple(over))
+
+
+def invert(rows: Iterable[Row], model: nn.Module, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The checkpoint's tensors from the model's parameters, under the rows' own spelling."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {}
+    for row in rows:
+        value = parameters[row.target].detach()
+        if row.pattern:
+            left, right = row.pattern.split("->")
+            value = _rearranged(value, f"{right} -> {left}", sizes)
+        tensors[row.source] = value
+    return tensors
+
+
+def _check_missing(found: list[tuple[Row, str | None]], parameters: Mapping[str, nn.Parameter], source: TensorSource) -> None:
+    reached = {id(parameters[row.target]) for row, name in found if name is not None}
+    missing = [row.source for row, name in found if name is None and id(parameters[row.target]) not in reached]
+    if missing:
+        origin = next(iter(source.tensors.values())).origin if source.tensors else "the checkpoint"
+        raise WeightsError(f"{origin} lacks {len(missing)} tensors that its configuration calls for: {_few(missing)}")
+    covered = {id(parameters[row.target]) for row, _ in found}
+    bare = [name for name, parameter in parameters.items() if id(parameter) not in covered]
+    if bare:
+        raise WeightsError(f"the family's table fills no parameter {_few(bare)}")
+
+
+def _check_shape(row: Row, name: str, parameter: Tensor, source: TensorSource) -> None:
+    info = source.tensors[name]
+    if row.pattern:  # einops checks the axes when it rearranges; the number of values is known now
+        agrees = torch.Size(info.shape).numel() == parameter.numel()
+    elif row.crop:
+        agrees = info.shape[1:] == tuple(parameter.shape[1:]) and info.shape[0] >= parameter.shape[0]
+    else:
+        agrees = info.shape == tuple(parameter.shape)
+    if not agrees:
+        raise WeightsError(
+            f"{info.origin}: {name} has shape {list(info.shape)}, the configuration calls for {list(parameter.shape)} "
+            f"({row.target}{', pattern ' + row.pattern if row.pattern else ''})"
+        )
+    if not info.dtype.is_floating_point:
+        raise WeightsError(f"{info.origin}: {name} has dtype {info.dtype}; weights are floating-point numbers")
+
+
+@torch.no_grad()
+def _fill(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
+    direct = not row.pattern and parameter.device.type == "cpu" and source.tensors[name].dtype == parameter.dtype
+    if direct:
+        source.read_into(name, parameter)
+        return
+    for start, stop, rows in _chunks(row, name, parameter, source, sizes):
+        parameter[start:stop].copy_(rows)
+
+
+@torch.no_grad()
+def _check_equal(row: Row, name: str, other: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
+    for start, stop, rows in _chunks(row, name, parameter, source, sizes):
+        if not torch.equal(parameter[start:stop], rows.to(parameter.device, parameter.dtype)):
+            raise WeightsError(
+                f"{source.tensors[name].origin}: {name} and {other} are tied but differ; if the checkpoint was trained with "
+                "them apart, its config.json must say tie_word_embeddings: false"
+            )
+
+
+def _chunks(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]):
+    """(start, stop, values) along the parameter's first axis, a bounded number of bytes at a time."""
+    if row.pattern:
+        info = source.tensors[name]
+        yield 0, len(parameter), _rearranged(source.read(name, 0, info.shape[0]), row.pattern, sizes)
+        return
+    per_row = max(1, parameter[:1].numel() * source.tensors[name].dtype.itemsize)
+    step = max(1, CHUNK_BYTES // per_row)
+    for start in range(0, len(parameter), step):
+        stop = min(start + step, len(parameter))
+        yield start, stop, source.read(name, start, stop)
+
+
+def _rearranged(value: Tensor, pattern: str, sizes: Mapping[str, int]) -> Tensor:
+    left = pattern.split("->")[0].replace("(", " ").replace(")", " ").split()
+    return rearrange(value, pattern, **{axis: size for axis, size in sizes.items() if axis in left})
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    listed = ", ".join(names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
