@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import EllipsisType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from encoderlens.hooked_root_module import HookedRootModule
 from encoderlens.names import block_of, did_you_mean, head_label
 from encoderlens.sequence import Sequence
 
+AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 ReturnType = Literal["logits", "predictions", "hidden", "loss"]
 RETURN_TYPES = ("logits", "predictions", "hidden", "loss", None)
 
@@ -128,7 +129,7 @@ class Encoder(HookedRootModule):
         self._task = task
 
     @contextmanager
-    def use_task(self, task: str) -> Iterator[Self]:
+    def use_task(self: AnyEncoder, task: str) -> Iterator[AnyEncoder]:
         """Context in which another head runs."""
         before, self.task = self._task, task
         try:
@@ -199,7 +200,7 @@ class Encoder(HookedRootModule):
 
     # Moving
 
-    def to(self, *args: Any, device_or_dtype: Any = None, print_details: bool = True, **kwargs: Any) -> Self:
+    def to(self: AnyEncoder, *args: Any, device_or_dtype: Any = None, print_details: bool = True, **kwargs: Any) -> AnyEncoder:
         """Every form of ``torch.nn.Module.to``. ``print_details`` prints where the model is now, in one line."""
         if device_or_dtype is not None:
             args = (device_or_dtype, *args)
@@ -210,7 +211,7 @@ class Encoder(HookedRootModule):
             print(f"{type(self).__name__} is on {self.cfg.device} in {str(self.cfg.dtype).removeprefix('torch.')}")
         return self
 
-    def mps(self) -> Self:
+    def mps(self: AnyEncoder) -> AnyEncoder:
         """Move to Apple's GPU."""
         return self.to("mps", print_details=False)
 

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 from types import EllipsisType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -93,7 +93,7 @@ class HookedEncoder(Encoder):
         revision: str | None = None,
         torch_dtype: torch.dtype | None = None,
         n_ctx: int | None = None,
-    ) -> Self:
+    ) -> "HookedEncoder":
         """Load a checkpoint, in eval mode, with every known head whose weights it holds.
 
         Args:
@@ -148,7 +148,7 @@ class HookedEncoder(Encoder):
         cfg: EncoderConfig | dict[str, Any],
         tokenizer: Any = None,
         **kwargs: Any,
-    ) -> Self:
+    ) -> "HookedEncoder":
         """A model from the ``state_dict()`` of a TransformerLens HookedEncoder, in eval mode.
 
         Args:
@@ -385,7 +385,8 @@ class HookedEncoder(Encoder):
     @property
     def W_E_pos(self) -> Float[Tensor, "d_vocab_plus_n_ctx d_model"]:
         """``W_E`` over ``W_pos``, a differentiable copy. It is the whole input basis only up to ``W_token_type``: every
-        position also gets a token-type vector, row 0 of it for single texts."""
+        position also gets a token-type vector, row 0 of it for single texts.
+        """
         return torch.cat([self.W_E, self.W_pos])
 
     @property

@@ -127,7 +127,8 @@ class HookedRootModule(nn.Module):
         for direction, pairs in directed:
             for names, hook in pairs:
                 named = not callable(names) and names is not None
-                wanted += [(point, hook, direction, named) for point in self._points(names)]
+                for point in self._points(names):
+                    wanted.append((point, hook, direction, named))
         self.context_level += 1
         level = self.context_level
         attached = [

@@ -8,10 +8,10 @@ import json
 import math
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,21 +41,21 @@ class TensorInfo:
     origin: str
 
 
-class TensorSource(Protocol):
+class TensorSource(ABC):
     """Named tensors that can be read by rows."""
 
-    tensors: Mapping[str, TensorInfo]
+    tensors: dict[str, TensorInfo]
 
+    @abstractmethod
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start to stop of the first axis (of a scalar: all of it)."""
-        ...
 
+    @abstractmethod
     def read_into(self, name: str, target: Tensor) -> None:
         """The first ``len(target)`` rows, into a contiguous CPU tensor of the stored dtype."""
-        ...
 
 
-class MemorySource:
+class MemorySource(TensorSource):
     """Tensors that are in memory already, such as a state dict."""
 
     def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -70,7 +70,7 @@ class MemorySource:
         target.copy_(self.read(name, 0, len(target) if target.ndim else 1))
 
 
-class SafetensorsSource:
+class SafetensorsSource(TensorSource):
     """One safetensors file.
 
     Raises:
@@ -157,7 +157,7 @@ def open_bin(path: Path) -> MemorySource:
     return MemorySource(state, path.name)
 
 
-class ShardedSource:
+class ShardedSource(TensorSource):
     """Several files that an index lists."""
 
     def __init__(self, shards: Iterable[TensorSource]) -> None:
@@ -171,9 +171,9 @@ class ShardedSource:
         self._shard_of[name].read_into(name, target)
 
 
-SINGLE_FILES = {"model.safetensors": SafetensorsSource, "pytorch_model.bin": open_bin}
-INDEX_FILES = {"model.safetensors.index.json": SafetensorsSource, "pytorch_model.bin.index.json": open_bin}
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_OPENERS: dict[str, Callable[[Path], TensorSource]] = {"model.safetensors": SafetensorsSource, "pytorch_model.bin": open_bin}
+INDEX = ".index.json"
+WEIGHT_FILES = tuple(f"{name}{end}" for name in _OPENERS for end in ("", INDEX))
 
 
 def open_folder(folder: Path) -> TensorSource:
@@ -187,7 +187,8 @@ def open_folder(folder: Path) -> TensorSource:
         path = folder / name
         if not path.is_file():
             continue
-        return SINGLE_FILES[name](path) if name in SINGLE_FILES else _open_shards(path, INDEX_FILES[name])
+        open_file = _OPENERS[name.removesuffix(INDEX)]
+        return _open_shards(path, open_file) if name.endswith(INDEX) else open_file(path)
     raise CheckpointNotFoundError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
 
 
@@ -203,7 +204,7 @@ def shard_names(index: Path) -> dict[str, list[str]]:
     return shards
 
 
-def _open_shards(index: Path, open_file) -> ShardedSource:
+def _open_shards(index: Path, open_file: Callable[[Path], TensorSource]) -> ShardedSource:
     shards = []
     for name, tensors in shard_names(index).items():
         path = index.parent / name

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from encoderlens.components.heads import TextContext
 from encoderlens.errors import InputError, TokenizerMissingError
 from encoderlens.loading import TOKENIZER_FILES
 from encoderlens.sequence import Sequence
@@ -17,7 +18,7 @@ TextInput = Text | list[str] | list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class TextBatch:
+class TextBatch(TextContext):
     """One batch, ready to run, with what decoding needs.
 
     Attributes:
@@ -125,19 +126,20 @@ def align(tokenizer: Any, text: Text) -> Alignment:
         raise InputError(f"{type(tokenizer).__name__} keeps no offsets; align needs a fast tokenizer (a tokenizer.json)")
     texts = (text,) if isinstance(text, str) else text
     encoding = tokenizer(*texts, return_offsets_mapping=True)
-    text_of = tuple(encoding.sequence_ids(0))
-    pairs = zip(text_of, encoding["offset_mapping"], strict=True)
-    spans = tuple(None if which is None else (int(start), int(end)) for which, (start, end) in pairs)
+    text_of: tuple[int | None, ...] = tuple(encoding.sequence_ids(0))
+    offsets = [(int(start), int(end)) for start, end in encoding["offset_mapping"]]
     members: dict[tuple[int, int], list[int]] = {}
     for position, (which, word) in enumerate(zip(text_of, encoding.word_ids(0), strict=True)):
         if which is not None and word is not None:
             members.setdefault((which, word), []).append(position)
-    words, word_of = [], [None] * len(spans)
+    words: list[Word] = []
+    word_of: list[int | None] = [None] * len(offsets)
     for index, ((which, _), positions) in enumerate(members.items()):
-        start, end = spans[positions[0]][0], spans[positions[-1]][1]
+        start, end = offsets[positions[0]][0], offsets[positions[-1]][1]
         words.append(Word(texts[which][start:end], start, end, which, tuple(positions)))
         for position in positions:
             word_of[position] = index
+    spans = tuple(None if which is None else span for which, span in zip(text_of, offsets, strict=True))
     ids = tuple(encoding["input_ids"])
     return Alignment(tuple(tokenizer.convert_ids_to_tokens(ids)), ids, spans, tuple(word_of), text_of, tuple(words))
 

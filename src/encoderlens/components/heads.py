@@ -6,11 +6,11 @@ two heads may share one. Nothing outside this file asks which task a head is for
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from encoderlens.components.activations import activation
@@ -22,27 +22,32 @@ from encoderlens.sequence import Sequence
 IGNORED = -100
 
 
-class TextContext(Protocol):
+class TextContext(ABC):
     """What decoding needs to know of the text behind a batch."""
 
-    @property
-    def tokens(self) -> Int[Tensor, "batch pos"]: ...
+    sequence: Sequence
 
     @property
-    def sequence(self) -> Sequence: ...
+    @abstractmethod
+    def tokens(self) -> Int[Tensor, "batch pos"]:
+        """The token ids."""
 
     @property
-    def mask_token_id(self) -> int: ...
+    @abstractmethod
+    def mask_token_id(self) -> int:
+        """The id of the mask token."""
 
-    def decode_ids(self, ids: list[int]) -> str: ...
+    @abstractmethod
+    def decode_ids(self, ids: list[int]) -> str:
+        """The text of some token ids."""
 
-    def answerable(self, row: int) -> Tensor:
-        """True at the positions [pos] that an answer may span."""
-        ...
+    @abstractmethod
+    def answerable(self, row: int) -> Bool[Tensor, " pos"]:
+        """True at the positions that an answer may span."""
 
+    @abstractmethod
     def span_text(self, row: int, start: int, end: int) -> str:
         """The text of positions start to end, both included."""
-        ...
 
 
 class MLMTransform(Component):
@@ -300,7 +305,7 @@ class QuestionAnsweringHead(Head):
         return [text.span_text(row, *_best_span(logits[row], text.answerable(row))) for row in range(len(logits))]
 
 
-def _best_span(logits: Float[Tensor, "pos 2"], allowed: Tensor) -> tuple[int, int]:
+def _best_span(logits: Float[Tensor, "pos 2"], allowed: Bool[Tensor, " pos"]) -> tuple[int, int]:
     start, end = logits.float().masked_fill(~allowed[:, None], -torch.inf).unbind(-1)
     backwards = torch.ones(len(start), len(end), dtype=torch.bool, device=logits.device).tril(-1)
     best = int((start[:, None] + end).masked_fill(backwards, -torch.inf).argmax())

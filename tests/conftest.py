@@ -1,0 +1,41 @@
+import os
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from tests.tiny import TOKENIZER, tiny_hf
+
+torch.set_num_threads(1)
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def bert_twin():
+    """A tiny BertForPreTraining, and the hooked model with its weights and the small tokenizer."""
+    from encoderlens import HookedEncoder
+
+    hf_model = tiny_hf("BertForPreTraining", seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    return hf_model, HookedEncoder.from_pretrained(hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+
+
+@pytest.fixture
+def bert(bert_twin):
+    """The hooked model of the twin; hooks and flags that a test leaves on are an error of that test."""
+    model = bert_twin[1]
+    yield model
+    left = model.list_hooks()
+    model.reset_hooks(including_permanent=True)
+    for flag in model.cfg.FLAGS:
+        setattr(model.cfg, flag, False)
+    model.task = "masked_lm"
+    assert not left, f"hooks left on: {list(left)}"
