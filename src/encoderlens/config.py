@@ -314,7 +314,7 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
     """A TransformerLens-style dictionary as a BERT with masked-LM and next-sentence heads.
 
     Required: ``d_model``, ``n_layers``, ``n_ctx``, ``d_vocab``, and ``d_head`` or ``n_heads``. ``d_mlp`` is ``4 * d_model``
-    when left out, ``act_fn`` gelu, ``eps`` 1e-12, ``n_token_types`` 2, ``tie_word_embeddings`` True. Attention is bidirectional.
+    when left out, ``act_fn`` gelu, ``eps`` 1e-12, ``n_token_types`` 2, ``tie_word_embeddings`` True.
 
     Raises:
         ConfigError: for a missing or unknown field, ``attention_dir="causal"``, or a field that asks for something that this
@@ -363,7 +363,7 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
             raise ConfigError(f"{name}={value!r} is not implemented for an encoder; leave it out, or set {_NEUTRAL[name][0]!r}")
     if values.get("attention_dir", "bidirectional") != "bidirectional":
         raise ConfigError(
-            f"attention_dir={values['attention_dir']!r}: an encoder attends in both directions; leave it out or set 'bidirectional'"
+            f"attention_dir={values['attention_dir']!r}: encoders attend both ways; leave it out or set 'bidirectional'"
         )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import EllipsisType
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -142,7 +141,7 @@ class Encoder(HookedRootModule):
 
     def plan(
         self,
-        return_type: "ReturnType | None | EllipsisType" = ...,
+        return_type: Any = ...,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
     ) -> RunPlan:
@@ -164,7 +163,7 @@ class Encoder(HookedRootModule):
             self.check_reachable(plan.reaches, f"this run does not compute it ({plan})")
         return plan if returns is not None else self._shortened(plan)
 
-    def _returns(self, return_type: "ReturnType | None | EllipsisType", stop_at_layer: int | None) -> ReturnType | None:
+    def _returns(self, return_type: Any, stop_at_layer: int | None) -> ReturnType | None:
         if return_type is ...:
             return "logits" if self.task is not None and stop_at_layer is None else "hidden"
         if return_type not in RETURN_TYPES:

@@ -2,11 +2,10 @@
 
 import logging
 from dataclasses import replace
-from types import EllipsisType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from encoderlens import loading, weights
@@ -26,6 +25,7 @@ from encoderlens.text_input import (
     align,
     as_texts,
     check_mask,
+    check_positions,
     check_token_types,
     check_tokens,
     encode,
@@ -34,7 +34,7 @@ from encoderlens.text_input import (
 )
 
 log = logging.getLogger("encoderlens")
-Positions = int | list[int] | Tensor
+Positions = int | list | Tensor
 
 
 class HookedEncoder(Encoder):
@@ -69,7 +69,7 @@ class HookedEncoder(Encoder):
             setattr(self.cfg, flag, value)
         if tokenizer is None and request.tokenizer_name is not None:
             tokenizer = loading.tokenizer_named(request.tokenizer_name)
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.hf_config: dict[str, Any] = {}
         self.load_report = weights.LoadReport()
         if init_weights:
@@ -180,7 +180,7 @@ class HookedEncoder(Encoder):
         config = loading.hf_config(family.model_type, values)
         hf_class = getattr(transformers, encoder.original_architecture)
         hf_model = hf_class(config, **family.hf_arguments(encoder)).to(self.cfg.dtype)
-        tensors = weights.invert(family.rows_of(encoder), self, _axis_sizes(encoder))
+        tensors = weights.invert(family.rows_of(encoder), self, _axis_sizes(encoder)) | dict(self.load_report.spare)
         names = hf_model.state_dict()
         if not family.classes[encoder.original_architecture]:
             tensors = {name.removeprefix(family.base_prefix): tensor for name, tensor in tensors.items()}
@@ -228,9 +228,9 @@ class HookedEncoder(Encoder):
 
     def forward(
         self,
-        input: TextInput | Int[Tensor, "batch pos"] | Int[Tensor, " pos"] | Float[Tensor, "batch pos d_model"],
-        return_type: ReturnType | None | EllipsisType = ...,
-        token_type_ids: Num[Tensor, "*rows"] | None = None,
+        input: Any,
+        return_type: Any = ...,
+        token_type_ids: Tensor | None = None,
         one_zero_attention_mask: Tensor | None = None,
         *,
         labels: Tensor | None = None,
@@ -256,25 +256,26 @@ class HookedEncoder(Encoder):
             stop_at_layer: return the stream that enters this layer.
 
         Returns:
-            As ``return_type`` says; logits are [batch pos d_vocab], [batch pos label], [batch label], [batch 2] or, for question
-            answering, [batch pos 2] (start, end).
+            As ``return_type`` says; logits are [batch pos d_vocab], [batch pos label], [batch label], [batch 2] or, for
+            question answering, [batch pos 2] (start, end).
 
         Raises:
             InputError, TaskError, TokenizerMissingError, HookUnreachableError: before anything runs.
         """
         plan = self.plan(return_type, start_at_layer, stop_at_layer)
         self._check_options(plan, labels, logits_at)
-        if plan.embeds:
-            batch = self._batch(input, token_type_ids, one_zero_attention_mask)
-            self.run_state.sequence, self.run_state.tokens = batch.sequence, batch.token_ids
-            resid = self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
-        else:
-            resid, batch = self._stream(input, token_type_ids, one_zero_attention_mask)
-            self.run_state.sequence, self.run_state.tokens = batch.sequence, None
-        resid = self.run_blocks(resid, plan, batch.sequence)
+        prepare = self._batch if plan.embeds else self._stream
+        batch = prepare(input, token_type_ids, one_zero_attention_mask)
+        chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
+        if labels is not None and plan.head is not None:
+            plan.head.check_labels(labels, batch.sequence)
+        self.run_state.sequence, self.run_state.tokens = batch.sequence, batch.token_ids
+        resid = self.run_blocks(self._first_stream(plan, input, batch), plan, batch.sequence)
         if plan.returns is None or plan.head is None:
             return None if plan.returns is None else resid
-        return self._run_head(plan.head, plan, resid, batch, labels, logits_at)
+        if chosen is not None:
+            resid = _at_positions(resid, chosen)
+        return self._run_head(plan, plan.head, resid, batch, labels)
 
     def encoder_output(
         self,
@@ -287,7 +288,7 @@ class HookedEncoder(Encoder):
 
     def next_sentence(
         self,
-        input: tuple[str, str] | list[tuple[str, str]] | Int[Tensor, "batch pos"],
+        input: Any,
         return_type: ReturnType | None = "logits",
         token_type_ids: Int[Tensor, "batch pos"] | None = None,
         one_zero_attention_mask: Tensor | None = None,
@@ -338,25 +339,24 @@ class HookedEncoder(Encoder):
         types = None if types is None else types.to(device)
         return TextBatch(tokens.to(device), types, sequence, single, texts, self.tokenizer)
 
-    def _stream(
-        self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None
-    ) -> tuple[Float[Tensor, "batch pos d_model"], TextBatch]:
+    def _stream(self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None) -> TextBatch:
         if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != self.cfg.d_model:
             found = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
             raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")
         if token_type_ids is not None:
             raise InputError("token_type_ids belong to the embeddings, which start_at_layer skips")
         sequence = self._sequence(check_mask(mask, input.shape[:2]), *input.shape[:2])
-        return input.to(self.cfg.device, self.cfg.dtype), TextBatch(None, None, sequence, False, None, self.tokenizer)
+        return TextBatch(None, None, sequence, False, None, self.tokenizer)
+
+    def _first_stream(self, plan: RunPlan, input: Any, batch: TextBatch) -> Float[Tensor, "batch pos d_model"]:
+        if plan.embeds:
+            return self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
+        return input.to(self.cfg.device, self.cfg.dtype)
 
     def _sequence(self, mask: Tensor | None, batch: int, pos: int) -> Sequence:
         return Sequence(batch, pos, None if mask is None else mask.to(self.cfg.device))
 
-    def _run_head(
-        self, head: Head, plan: RunPlan, resid: Tensor, batch: TextBatch, labels: Tensor | None, logits_at: Positions | None
-    ) -> Any:
-        if logits_at is not None:
-            resid = _at_positions(resid, logits_at)
+    def _run_head(self, plan: RunPlan, head: Head, resid: Tensor, batch: TextBatch, labels: Tensor | None) -> Any:
         logits = head.forward(resid, batch.sequence)
         if plan.returns == "loss" and labels is not None:
             return head.loss(logits, labels.to(logits.device))
@@ -420,7 +420,7 @@ def _request(cfg: EncoderConfig | dict[str, Any]) -> ModelRequest:
         return request_from_dict(cfg)
     if not isinstance(cfg, EncoderConfig):
         raise ConfigError(
-            f"cfg is an EncoderConfig or a dictionary, not {type(cfg).__name__}; HookedEncoder.from_pretrained loads a checkpoint"
+            f"cfg is an EncoderConfig or a dictionary, not {type(cfg).__name__}; from_pretrained loads a checkpoint"
         )
     return ModelRequest(cfg, None, torch.float32, None, None, {})
 
@@ -463,15 +463,6 @@ def _check_pairs(input: Any, token_type_ids: Tensor | None) -> None:
         raise InputError("next-sentence prediction takes a pair of sentences (a, b), or a list of pairs")
 
 
-def _at_positions(resid: Float[Tensor, "batch pos d_model"], at: Positions) -> Float[Tensor, "batch k d_model"]:
-    n_pos = resid.shape[1]
-    chosen = torch.atleast_1d(torch.as_tensor(at, device=resid.device))
-    if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.ndim > 2 or chosen.numel() == 0:
-        raise InputError("logits_at is an int, a list of ints, or an integer tensor [k] or [batch k]")
-    if chosen.ndim == 2 and len(chosen) != len(resid):
-        raise InputError(f"logits_at has {len(chosen)} rows, the input {len(resid)}")
-    low, high = (int(value) for value in torch.aminmax(chosen))
-    if low < -n_pos or high >= n_pos:
-        raise InputError(f"logits_at asks for positions {low} to {high}; the input has {n_pos}")
-    index = (chosen % n_pos).expand(len(resid), chosen.shape[-1])
-    return resid.gather(1, index.unsqueeze(-1).expand(-1, -1, resid.shape[-1]))
+def _at_positions(resid: Float[Tensor, "batch pos d_model"], at: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k d_model"]:
+    index = at.to(resid.device).unsqueeze(-1)
+    return resid.gather(1, index.expand(-1, -1, resid.shape[-1]))

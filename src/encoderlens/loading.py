@@ -138,8 +138,8 @@ def _class_of(family: Family, declared: list[str], present: frozenset[str], task
         return known[0]
     if declared:
         raise UnknownArchitectureError(
-            f"{where} declares {', '.join(declared)}, which is not supported{did_you_mean(declared[0], family.classes)}; supported "
-            f"{family.name} classes: {', '.join(family.classes)}. task='encoder' loads just its encoder"
+            f"{where} declares {', '.join(declared)}, which is not supported{did_you_mean(declared[0], family.classes)}; "
+            f"supported {family.name} classes: {', '.join(family.classes)}. task='encoder' loads just its encoder"
         )
     if task is not None:
         fitting = [name for name, tasks in family.classes.items() if tasks == (task,)]

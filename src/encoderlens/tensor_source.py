@@ -149,8 +149,8 @@ def open_bin(path: Path) -> MemorySource:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"{path} cannot be read as a PyTorch state dict ({str(error).splitlines()[0]}): it is truncated, or holds more than "
-            "tensors; download it again, or convert it to safetensors"
+            f"{path} cannot be read as a PyTorch state dict ({str(error).splitlines()[0]}): it is truncated, or holds more "
+            "than tensors; download it again, or convert it to safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} does not hold a state dict (names and tensors)")

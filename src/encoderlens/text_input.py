@@ -159,7 +159,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str | tuple | list)
 
 
-def as_texts(value: TextInput) -> tuple[list[Text], bool]:
+def as_texts(value: Any) -> tuple[list[Text], bool]:
     """The texts of an input, and whether it was a single bare one.
 
     Raises:
@@ -174,7 +174,8 @@ def as_texts(value: TextInput) -> tuple[list[Text], bool]:
         parts = text if isinstance(text, tuple) else (text,)
         if len(parts) != (2 if isinstance(text, tuple) else 1) or not all(isinstance(part, str) for part in parts):
             raise InputError(
-                f"input {index} is {_describe(text)}; text is a string, a pair (a, b), or a list of either. Token ids go in a tensor"
+                f"input {index} is {_describe(text)}; text is a string, a pair (a, b), or a list of either. "
+                "Token ids go in a tensor"
             )
     if any(pairs) and not all(pairs):
         raise InputError("the list mixes single texts and pairs; give one or the other")
@@ -203,7 +204,7 @@ def encode(
     return tokens, types, mask
 
 
-def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int) -> Int[Tensor, "batch pos"]:
+def check_tokens(tokens: Any, d_vocab: int, n_ctx: int) -> Int[Tensor, "batch pos"]:
     """Token ids as [batch pos].
 
     Raises:
@@ -226,9 +227,7 @@ def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int) -> Int[Tensor, "batch
     return tokens.long()
 
 
-def check_token_types(
-    types: Tensor | None, shape: torch.Size | tuple[int, ...], n_token_types: int
-) -> Int[Tensor, "batch pos"] | None:
+def check_token_types(types: Any, shape: torch.Size | tuple[int, ...], n_token_types: int) -> Int[Tensor, "batch pos"] | None:
     """Token types as [batch pos].
 
     Raises:
@@ -245,7 +244,7 @@ def check_token_types(
     return types.long()
 
 
-def check_mask(mask: Tensor | None, shape: torch.Size | tuple[int, ...]) -> Bool[Tensor, "batch pos"] | None:
+def check_mask(mask: Any, shape: torch.Size | tuple[int, ...]) -> Bool[Tensor, "batch pos"] | None:
     """A one-zero or boolean mask as booleans; None when every position is real.
 
     Raises:
@@ -263,7 +262,24 @@ def check_mask(mask: Tensor | None, shape: torch.Size | tuple[int, ...]) -> Bool
     return None if bool(real.all()) else real
 
 
-def _same_shape(value: Tensor, shape: torch.Size | tuple[int, ...], name: str) -> Tensor:
+def check_positions(at: Any, sequence: Sequence) -> Int[Tensor, "batch k"]:
+    """Chosen positions of each sequence, counted from the start.
+
+    Raises:
+        InputError: for anything but an int, a list of ints or an integer tensor [k] or [batch k], all within the sequence.
+    """
+    chosen = torch.atleast_1d(torch.as_tensor(at))
+    if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.ndim > 2 or chosen.numel() == 0:
+        raise InputError("logits_at is an int, a list of ints, or an integer tensor [k] or [batch k]")
+    if chosen.ndim == 2 and len(chosen) != sequence.batch:
+        raise InputError(f"logits_at has {len(chosen)} rows, the input {sequence.batch}")
+    low, high = (int(value) for value in torch.aminmax(chosen))
+    if low < -sequence.pos or high >= sequence.pos:
+        raise InputError(f"logits_at asks for positions {low} to {high}; the input has {sequence.pos}")
+    return (chosen.long() % sequence.pos).expand(sequence.batch, chosen.shape[-1])
+
+
+def _same_shape(value: Any, shape: torch.Size | tuple[int, ...], name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise InputError(f"{name} is {_describe(value)}; give a tensor of shape {list(shape)}")
     rows = torch.atleast_2d(value)

@@ -6,7 +6,7 @@ share a parameter are equal. The inverse is each pattern with its sides swapped.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -29,6 +29,7 @@ class Row:
         target: the parameter, with the same ``{l}``.
         pattern: einops pattern from the source's axes to the parameter's, in axis names of the glossary; empty: as it is.
         legacy: other spellings of the key.
+        spare: the class stores this tensor but computes with another of the same target; where they differ it is kept aside.
         crop: the parameter may be shorter than the source along the first axis (positions beyond a chosen ``n_ctx``).
     """
 
@@ -37,6 +38,7 @@ class Row:
     pattern: str = ""
     legacy: tuple[str, ...] = ()
     crop: bool = False
+    spare: bool = False
 
     def at(self, layer: int) -> "Row":
         """The row of one layer."""
@@ -73,11 +75,13 @@ class LoadReport:
         loaded: how many were used.
         ignored: keys that hold nothing the model needs (position ids and the like).
         left: keys of parts that were left out on request (``task="encoder"``).
+        spare: tensors that the class stores but does not compute with, for the way back.
     """
 
     loaded: int = 0
     ignored: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    spare: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def find(row: Row, names: Iterable[str] | Mapping[str, object], base_prefix: str) -> str | None:
@@ -122,17 +126,21 @@ def apply(
             f"{origin} holds {len(over)} tensors that no part of the model takes: {_few(over)}{did_you_mean(over[0], known)}"
         )
     filled: dict[int, str] = {}
+    spare: dict[str, Tensor] = {}
     for row, name in found:
         if name is None:
             continue
         parameter = parameters[row.target]
         _check_shape(row, name, parameter, source)
         if id(parameter) in filled:
-            _check_equal(row, name, filled[id(parameter)], parameter, source, sizes)
+            if not _equal(row, name, parameter, source, sizes):
+                if not row.spare:
+                    raise _untied(name, filled[id(parameter)], source)
+                spare[row.source] = source.read(name, 0, len(parameter)).clone()
         else:
             _fill(row, name, parameter, source, sizes)
             filled[id(parameter)] = name
-    return LoadReport(len(used), tuple(skipped), tuple(over))
+    return LoadReport(len(used), tuple(skipped), tuple(over), spare)
 
 
 def invert(rows: Iterable[Row], model: nn.Module, sizes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -187,14 +195,18 @@ def _fill(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: M
         parameter[start:stop].copy_(rows)
 
 
-@torch.no_grad()
-def _check_equal(row: Row, name: str, other: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
-    for start, stop, rows in _chunks(row, name, parameter, source, sizes):
-        if not torch.equal(parameter[start:stop], rows.to(parameter.device, parameter.dtype)):
-            raise WeightsError(
-                f"{source.tensors[name].origin}: {name} and {other} are tied but differ; if the checkpoint was trained with "
-                "them apart, its config.json must say tie_word_embeddings: false"
-            )
+def _equal(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> bool:
+    return all(
+        torch.equal(parameter.detach()[start:stop], rows.to(parameter.device, parameter.dtype))
+        for start, stop, rows in _chunks(row, name, parameter, source, sizes)
+    )
+
+
+def _untied(name: str, other: str, source: TensorSource) -> WeightsError:
+    return WeightsError(
+        f"{source.tensors[name].origin}: {name} and {other} are tied but differ; if the checkpoint was trained with them "
+        "apart, its config.json must say tie_word_embeddings: false"
+    )
 
 
 def _chunks(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]):

@@ -155,6 +155,14 @@ class Head(ABC):
         """Logits from the final stream."""
 
     @abstractmethod
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        """Refuse labels that do not fit a batch, before anything runs.
+
+        Raises:
+            InputError: for a wrong shape, dtype or range, or nothing to score.
+        """
+
+    @abstractmethod
     def loss(self, logits: Float[Tensor, "batch *logits"], labels: Num[Tensor, "batch *labels"]) -> Float[Tensor, ""]:
         """The training loss, averaged over labels that are not -100."""
 
@@ -180,6 +188,9 @@ class MaskedLMHead(Head):
 
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
         return self.unembed(self.transform(resid))
+
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        _check_class_ids(labels, (sequence.batch, sequence.pos), len(self.unembed.bias))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return _cross_entropy(logits, labels)
@@ -213,6 +224,9 @@ class NextSentenceHead(Head):
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
         return self.nsp_head(self.pooler(resid, sequence))
 
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        _check_class_ids(labels, (sequence.batch,), 2)
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return _cross_entropy(logits, labels)
 
@@ -234,15 +248,21 @@ class SequenceClassificationHead(Head):
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
         return self.classifier(self.pooler(resid, sequence))
 
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        problem, n_labels = self._problem(labels), len(self.labels)
+        if problem == "single_label_classification":
+            _check_class_ids(labels, (sequence.batch,), n_labels)
+        elif n_labels > 1 or labels.ndim > 1:
+            _check_label_shape(labels, (sequence.batch, n_labels), f"{problem} targets")
+        else:
+            _check_label_shape(labels, (sequence.batch,), f"{problem} targets")
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         problem = self._problem(labels)
         if problem == "single_label_classification":
             return _cross_entropy(logits, labels)
-        flat = logits.squeeze(-1) if labels.ndim < logits.ndim else logits
-        _check_label_shape(labels, flat.shape, f"{problem} targets")
-        if problem == "regression":
-            return F.mse_loss(flat, labels.to(flat.dtype))
-        return F.binary_cross_entropy_with_logits(flat, labels.to(flat.dtype))
+        scored = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+        return scored(logits, labels.to(logits.dtype).reshape(logits.shape))
 
     def decode(self, logits: Tensor, text: TextContext) -> list[Any]:
         if self.problem_type == "regression" or (self.problem_type is None and len(self.labels) == 1):
@@ -273,6 +293,9 @@ class TokenClassificationHead(Head):
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
         return self.classifier(resid)
 
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        _check_class_ids(labels, (sequence.batch, sequence.pos), len(self.labels))
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return _cross_entropy(logits, labels)
 
@@ -296,9 +319,11 @@ class QuestionAnsweringHead(Head):
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
         return self.qa_head(resid)
 
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        _check_class_ids(labels, (sequence.batch, 2), sequence.pos, "answer spans (first and last position)")
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``labels`` [batch 2]: the first and last position of each answer; the mean of both cross-entropies."""
-        _check_label_shape(labels, (len(logits), 2), "answer spans (first and last position)")
         return (_cross_entropy(logits[..., 0], labels[:, 0]) + _cross_entropy(logits[..., 1], labels[:, 1])) / 2
 
     def decode(self, logits: Tensor, text: TextContext) -> list[str]:
@@ -312,14 +337,13 @@ def _best_span(logits: Float[Tensor, "pos 2"], allowed: Bool[Tensor, " pos"]) ->
     return best // len(end), best % len(end)
 
 
-def _check_label_shape(labels: Tensor, expected: tuple[int, ...] | torch.Size, what: str) -> None:
-    if tuple(labels.shape) != tuple(expected):
+def _check_label_shape(labels: Tensor, expected: tuple[int, ...], what: str) -> None:
+    if tuple(labels.shape) != expected:
         raise InputError(f"labels have shape {list(labels.shape)}; {what} for this input have shape {list(expected)}")
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    n_classes = logits.shape[-1]
-    _check_label_shape(labels, logits.shape[:-1], "class labels")
+def _check_class_ids(labels: Tensor, expected: tuple[int, ...], n_classes: int, what: str = "class labels") -> None:
+    _check_label_shape(labels, expected, what)
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError(f"labels are class ids (whole numbers), not {str(labels.dtype).removeprefix('torch.')}")
     scored = labels[labels != IGNORED]
@@ -328,4 +352,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     low, high = int(scored.min()), int(scored.max())
     if low < 0 or high >= n_classes:
         raise InputError(f"labels run from {low} to {high}; they lie in 0 .. {n_classes - 1}, or are -100 to be ignored")
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORED)

@@ -1,6 +1,6 @@
 """Linear maps whose parameters are made empty, to be filled once, and their views in TransformerLens' shapes."""
 
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ class WeightView:
             it is. Axes of unknown size are attributes of the module: ``head`` is ``module.n_heads``.
     """
 
-    SIZES = {"head": "n_heads"}
+    SIZES: ClassVar[dict[str, str]] = {"head": "n_heads"}
 
     def __init__(self, path: str, pattern: str = "") -> None:
         self.path = path

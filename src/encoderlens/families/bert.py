@@ -44,9 +44,9 @@ HEADS = {
     "masked_lm": (
         *linear("cls.predictions.transform.dense", "mlm_head.dense"),
         *norm("cls.predictions.transform.LayerNorm", "mlm_head.ln"),
-        Row("cls.predictions.bias", "unembed.bias"),
         Row("cls.predictions.decoder.weight", "unembed.weight"),
-        Row("cls.predictions.decoder.bias", "unembed.bias"),
+        Row("cls.predictions.decoder.bias", "unembed.bias", legacy=("cls.predictions.bias",)),
+        Row("cls.predictions.bias", "unembed.bias", spare=True),
     ),
     "next_sentence": linear("cls.seq_relationship", "nsp_head.dense"),
     "sequence_classification": linear("classifier", "classifier.dense"),

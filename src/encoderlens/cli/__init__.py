@@ -1,0 +1,35 @@
+"""The ``encoderlens`` command: thin commands over the library. Errors are one line on stderr, and exit code 1."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from encoderlens import __version__
+from encoderlens.cli.demo import demo
+from encoderlens.cli.info import info
+from encoderlens.cli.models import models
+from encoderlens.cli.run import run
+from encoderlens.errors import EncoderLensError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+for command in (demo, info, run, models):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Open up encoders: hooks on every activation of BERT-style models."""
+    if version:
+        print(f"encoderlens {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; 0 on success, 1 for an error of the project, 2 for wrong usage."""
+    try:
+        app()
+    except EncoderLensError as error:
+        Console(stderr=True).print(f"encoderlens: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)

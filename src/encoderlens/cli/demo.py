@@ -1,0 +1,114 @@
+"""``encoderlens demo``: a masked sentence, seen from the inside."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import typer
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from encoderlens.activation_cache import ActivationCache
+from encoderlens.cli.common import DEMO_MODEL, open_model
+from encoderlens.errors import InputError, TaskError
+from encoderlens.hooked_encoder import HookedEncoder
+
+SENTENCE = "The president of the united [MASK] gave a speech to the congress."
+TOP = 5
+
+
+def demo(
+    text: Annotated[str, typer.Option(help="A sentence with the model's mask token in it.")] = SENTENCE,
+    model: Annotated[str, typer.Option(help="A masked-LM checkpoint: folder, hub id or embedded name.")] = DEMO_MODEL,
+) -> None:
+    """Open up a masked language model: its guess, how the guess forms layer by layer, and where its heads look."""
+    encoder = open_model(model)
+    if "masked_lm" not in encoder.heads:
+        raise TaskError(f"{model} has no masked-LM head, which the demo reads; try it with {DEMO_MODEL}")
+    encoder.task = "masked_lm"
+    with torch.inference_mode():
+        logits, cache = encoder.run_with_cache(text)
+    tokens = list(encoder.align(text).tokens)
+    mask = _mask_position(encoder, cache)
+    console = Console()
+    console.print(f"[bold]{encoder.cfg.model_name}[/bold]: {encoder.cfg.n_layers} layers, {encoder.cfg.n_heads} heads a layer")
+    console.print(text, style="italic", markup=False, highlight=False)
+    console.print(_guesses(encoder, logits[0, mask]))
+    console.print(_layers(encoder, cache, mask))
+    console.print(_attention(encoder, cache, tokens, mask))
+    console.print(
+        "Try next: [bold]encoderlens demo --text 'Paris is the capital of \\[MASK].'[/bold], "
+        f"[bold]encoderlens info {model}[/bold] for every hook point, and the example in the README to change one."
+    )
+
+
+def _mask_position(encoder: HookedEncoder, cache: ActivationCache) -> int:
+    token = encoder.tokenizer.mask_token_id
+    positions = (cache.tokens[0] == token).nonzero().flatten().tolist() if cache.tokens is not None else []
+    if not positions:
+        raise InputError(f"the demo looks at a masked word: put {encoder.tokenizer.mask_token} in the sentence")
+    return positions[0]
+
+
+def _guesses(encoder: HookedEncoder, logits: Float[Tensor, " d_vocab"]) -> Table:
+    table = Table(title="What the model puts in place of the first mask", title_justify="left")
+    for column in ("word", "probability"):
+        table.add_column(column)
+    for word, probability in top_words(encoder, logits):
+        table.add_row(word, f"{probability:.1%}")
+    return table
+
+
+def _layers(encoder: HookedEncoder, cache: ActivationCache, mask: int) -> Table:
+    table = Table(title="What it would say after each layer, through its own head", title_justify="left")
+    table.add_column("after")
+    table.add_column("best words")
+    streams = [("embeddings", "hook_full_embed")]
+    streams += [(f"layer {layer}", f"blocks.{layer}.hook_normalized_resid_post") for layer in range(encoder.cfg.n_layers)]
+    with torch.inference_mode():
+        for label, name in streams:
+            logits = encoder(cache[name], "logits", start_at_layer=encoder.cfg.n_layers, logits_at=mask)
+            words = top_words(encoder, logits[0, 0])
+            table.add_row(label, "  ".join(f"{word} {probability:.0%}" for word, probability in words))
+    return table
+
+
+def top_words(encoder: HookedEncoder, logits: Float[Tensor, " d_vocab"], k: int = TOP) -> list[tuple[str, float]]:
+    """The k best word pieces and their probabilities."""
+    best = logits.float().softmax(-1).topk(k)
+    words = encoder.tokenizer.convert_ids_to_tokens(best.indices.tolist())
+    return list(zip(words, best.values.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class HeadSummary:
+    """Where one head looks from one position: entropy in bits of its pattern there, and its two strongest keys."""
+
+    label: str
+    bits: float
+    strongest: list[tuple[int, float]]
+
+
+def summarise_heads(encoder: HookedEncoder, cache: ActivationCache, position: int) -> list[HeadSummary]:
+    """A summary of every head, from the sharpest pattern to the most diffuse."""
+    summaries = []
+    for layer in range(encoder.cfg.n_layers):
+        rows = cache["pattern", layer][0, :, position].float()
+        entropy = torch.special.entr(rows).sum(-1) / torch.log(torch.tensor(2.0))
+        best = rows.topk(2)
+        for head in range(encoder.cfg.n_heads):
+            pairs = list(zip(best.indices[head].tolist(), best.values[head].tolist(), strict=True))
+            summaries.append(HeadSummary(f"L{layer}H{head}", entropy[head].item(), pairs))
+    return sorted(summaries, key=lambda summary: summary.bits)
+
+
+def _attention(encoder: HookedEncoder, cache: ActivationCache, tokens: list[str], mask: int, most: int = 8) -> Table:
+    table = Table(title="Where the heads look from the mask, sharpest first", title_justify="left")
+    for column in ("head", "entropy (bits)", "looks at"):
+        table.add_column(column)
+    for summary in summarise_heads(encoder, cache, mask)[:most]:
+        looks = "  ".join(f"{tokens[key]} {weight:.0%}" for key, weight in summary.strongest)
+        table.add_row(summary.label, f"{summary.bits:.2f}", looks)
+    return table

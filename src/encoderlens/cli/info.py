@@ -1,0 +1,58 @@
+"""``encoderlens info``: what a model is made of, and every hook point with its shape."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from encoderlens.cli.common import AsJson, Model, Task, axis_sizes, open_model
+from encoderlens.encoder import Encoder
+from encoderlens.names import block_of
+
+
+def info(model: Model, task: Task = None, as_json: AsJson = False) -> None:
+    """Show a model's architecture, parameters, and hook points with their shapes."""
+    facts = describe(open_model(model, task))
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console = Console()
+    for name, value in facts["architecture"].items():
+        console.print(f"{name:>14}  {value}", highlight=False)
+    table = Table(title="Hook points", title_justify="left")
+    for column in ("name", "shape", "computed"):
+        table.add_column(column, overflow="fold")
+    for point in facts["hook_points"]:
+        table.add_row(point["name"], point["shape"], point["computed"])
+    console.print(table)
+
+
+def describe(model: Encoder) -> dict[str, Any]:
+    """Architecture and hook points; those of block 0 stand for every block, as ``{l}``."""
+    cfg = model.cfg
+    architecture = {
+        "model": cfg.model_name,
+        "class": cfg.original_architecture,
+        "heads": ", ".join(f"{task} (default)" if task == model.task else task for task in model.heads) or "none",
+        "parameters": f"{cfg.n_params:,}",
+        "layers": cfg.n_layers,
+        "attention": f"{cfg.n_heads} heads of d_head {cfg.d_head}",
+        "d_model": cfg.d_model,
+        "d_mlp": f"{cfg.d_mlp} ({cfg.act_fn})",
+        "d_vocab": cfg.d_vocab,
+        "positions": f"{cfg.n_ctx} ({cfg.positional_embedding_type})",
+        "norm": f"{cfg.normalization_type}, eps {cfg.eps:g}",
+        "dtype": str(cfg.dtype).removeprefix("torch."),
+    }
+    sizes = axis_sizes(model)
+    points = [
+        {
+            "name": name.replace("blocks.0.", "blocks.{l}.", 1),
+            "shape": " ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in point.axes),
+            "computed": "always" if point.on_demand is None else f"when hooked, or cfg.{point.on_demand}",
+        }
+        for name, point in model.hook_dict.items()
+        if block_of(name) in (None, 0)
+    ]
+    return {"architecture": architecture, "hook_points": points}

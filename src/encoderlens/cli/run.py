@@ -1,0 +1,120 @@
+"""``encoderlens run``: one forward pass from the shell, with predictions and activations."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from encoderlens.activation_cache import ActivationCache
+from encoderlens.cli.common import AsJson, Model, Task, open_model
+from encoderlens.errors import InputError
+from encoderlens.hooked_encoder import HookedEncoder
+
+Texts = Annotated[list[str], typer.Option("--text", help="The text; repeat it for a batch.")]
+Pairs = Annotated[list[str] | None, typer.Option("--pair", help="The second text of each --text, for heads that read pairs.")]
+Hooks = Annotated[
+    list[str] | None, typer.Option("--hooks", help="Hook points to keep, as 'encoderlens info' names them; repeatable.")
+]
+Save = Annotated[Path | None, typer.Option("--save", help="Write what is kept (everything, without --hooks) as safetensors.")]
+
+
+def run(
+    model: Model,
+    text: Texts,
+    pair: Pairs = None,
+    hooks: Hooks = None,
+    save: Save = None,
+    task: Task = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a model on text: what it predicts, and the activations at any hook points."""
+    _check_target(save)
+    texts = _paired(text, pair)
+    encoder = open_model(model, task)
+    _, cache = encoder.run_with_cache(texts, names_filter=hooks or None)
+    report = _report(encoder, texts, cache if hooks else None)
+    if save is not None:
+        _save(cache, save)
+        report["saved"] = str(save)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _show(report)
+
+
+def _paired(texts: list[str], pairs: list[str] | None) -> list[str] | list[tuple[str, str]]:
+    if not pairs:
+        return texts
+    if len(pairs) != len(texts):
+        raise InputError(f"there are {len(texts)} --text and {len(pairs)} --pair; give one --pair for each --text")
+    return list(zip(texts, pairs, strict=True))
+
+
+def _check_target(save: Path | None) -> None:
+    if save is not None and not save.absolute().parent.is_dir():
+        raise InputError(f"--save {save}: the folder {save.absolute().parent} does not exist")
+
+
+def _report(encoder: HookedEncoder, texts: Any, cache: ActivationCache | None) -> dict[str, Any]:
+    report: dict[str, Any] = {"model": encoder.cfg.model_name, "task": encoder.task, "inputs": []}
+    predictions, note = _predictions(encoder, texts)
+    for index, text in enumerate(texts):
+        entry: dict[str, Any] = {"text": text, "tokens": encoder.tokens_to_str(text)}
+        if predictions is not None:
+            entry["prediction"] = predictions[index]
+        report["inputs"].append(entry)
+    if note:
+        report["note"] = note
+    if cache is not None:
+        report["activations"] = [
+            {"name": name, "shape": list(value.shape), "mean": value.float().mean().item(), "std": value.float().std().item()}
+            for name, value in cache.items()
+        ]
+    return report
+
+
+def _predictions(encoder: HookedEncoder, texts: Any) -> tuple[list[Any] | None, str | None]:
+    """A prediction for each text, or why there is none: the texts have run already, so only decoding can refuse them."""
+    if encoder.task is None:
+        return None, "the checkpoint has no head, so there is nothing to predict"
+    try:
+        return encoder(texts, "predictions"), None
+    except InputError as error:
+        return None, str(error)
+
+
+def _save(cache: ActivationCache, path: Path) -> None:
+    tensors = {name: value.contiguous().clone() for name, value in cache.items()}
+    if cache.tokens is not None:
+        tensors["tokens"] = cache.tokens
+    if cache.mask is not None:
+        tensors["mask"] = cache.mask
+    save_file(tensors, path, metadata={"model": cache.model.cfg.model_name})
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = Console()
+    for entry in report["inputs"]:
+        text = entry["text"] if isinstance(entry["text"], str) else " | ".join(entry["text"])
+        console.print(text, style="bold", markup=False, highlight=False)
+        console.print(f"  tokens      {' '.join(entry['tokens'])}", markup=False, highlight=False)
+        if "prediction" in entry:
+            value = entry["prediction"]
+            console.print(
+                f"  prediction  {', '.join(value) if isinstance(value, list) else value}", markup=False, highlight=False
+            )
+    if "note" in report:
+        console.print(f"No prediction: {report['note']}.", style="dim", markup=False, highlight=False)
+    if "activations" in report:
+        table = Table(title="Activations", title_justify="left")
+        for column in ("name", "shape", "mean", "std"):
+            table.add_column(column, overflow="fold")
+        for row in report["activations"]:
+            table.add_row(row["name"], " ".join(map(str, row["shape"])), f"{row['mean']:.4f}", f"{row['std']:.4f}")
+        console.print(table)
+    if "saved" in report:
+        console.print(f"Saved to {report['saved']}", highlight=False)

@@ -1,0 +1,181 @@
+"""Every class of every family against Hugging Face: logits, hidden states, attention, gradients, and back again."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from encoderlens import HookedEncoder
+from encoderlens.families import REGISTRY
+from encoderlens.weights import invert
+from tests.parity import assert_gradient_parity, assert_parity
+from tests.tiny import tiny_batch, tiny_hf
+
+CLASSES = [name for family in REGISTRY.values() for name in family.classes]
+FAMILY_OF = {name: family for family in REGISTRY.values() for name in family.classes}
+
+# Odd sizes, other activations and eps, one and three token types, an untied decoder.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one token type, relu": {"type_vocab_size": 1, "hidden_act": "relu", "layer_norm_eps": 1e-5, "num_hidden_layers": 2},
+    "three token types, gelu_new": {
+        "type_vocab_size": 3,
+        "hidden_act": "gelu_new",
+        "hidden_size": 42,
+        "num_attention_heads": 7,
+    },
+    "untied, silu, one head": {
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "num_attention_heads": 1,
+        "intermediate_size": 19,
+        "layer_norm_eps": 1e-3,
+    },
+}
+
+
+@pytest.fixture(
+    params=[(name, variant) for name in CLASSES for variant in VARIANTS], ids=lambda param: f"{param[0]}, {param[1]}"
+)
+def twins(request: pytest.FixtureRequest) -> tuple[Any, HookedEncoder, dict[str, torch.Tensor]]:
+    hf_class, variant = request.param
+    overrides = VARIANTS[variant]
+    hf_model = tiny_hf(hf_class, seed=len(variant), **overrides)
+    model = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu")
+    return hf_model, model, tiny_batch(n_types=overrides.get("type_vocab_size", 2))
+
+
+def run_hf(hf_model: Any, batch: dict[str, torch.Tensor], **kwargs: Any) -> Any:
+    return hf_model(batch["tokens"], attention_mask=batch["mask"], token_type_ids=batch["types"], **kwargs)
+
+
+def hf_logits(output: Any) -> torch.Tensor:
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    return output.prediction_logits if "prediction_logits" in output else output.logits
+
+
+def test_forward(twins: Any) -> None:
+    hf_model, model, batch = twins
+    with torch.no_grad():
+        theirs = run_hf(hf_model, batch, output_hidden_states=True, output_attentions=True)
+        hidden, cache = model.run_with_cache(batch["tokens"], "hidden", batch["types"], batch["mask"])
+        fused = model(batch["tokens"], "hidden", batch["types"], batch["mask"])
+    mask = batch["mask"]
+    assert_parity(hidden, theirs.hidden_states[-1], mask)
+    assert_parity(fused, theirs.hidden_states[-1], mask)
+    for layer in range(model.cfg.n_layers):
+        assert_parity(cache["resid_pre", layer], theirs.hidden_states[layer], mask)
+        ours = cache["pattern", layer].transpose(1, 2)
+        assert_parity(ours, theirs.attentions[layer].transpose(1, 2), mask)
+    if model.cfg.pooler is not None and "pooler_output" in theirs:
+        assert_parity(model.pooler(fused), theirs.pooler_output)
+
+
+def test_logits(twins: Any) -> None:
+    hf_model, model, batch = twins
+    if model.task is None:
+        with pytest.raises(ValueError, match="needs a head"):
+            model(batch["tokens"], "logits")
+        return
+    with torch.no_grad():
+        theirs = hf_logits(run_hf(hf_model, batch))
+        ours = model(batch["tokens"], "logits", batch["types"], batch["mask"])
+        hooked, _ = model.run_with_cache(batch["tokens"], "logits", batch["types"], batch["mask"])
+    mask = batch["mask"] if model.heads[model.task].per_position else None
+    assert_parity(ours, theirs, mask)
+    assert_parity(hooked, theirs, mask)
+
+
+def labels_for(model: HookedEncoder, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Labels for our loss, and the arguments that give Hugging Face the same."""
+    generator = torch.Generator().manual_seed(3)
+    shape = batch["tokens"].shape
+    if model.task == "question_answering":
+        spans = torch.tensor([[1, 3], [0, 6], [2, 2]])
+        return spans, {"start_positions": spans[:, 0], "end_positions": spans[:, 1]}
+    if model.task in ("next_sentence", "sequence_classification"):
+        labels = torch.randint(0, 2, shape[:1], generator=generator)
+        return labels, {"labels": labels}
+    high = model.cfg.d_vocab if model.task == "masked_lm" else 3
+    labels = torch.randint(0, high, shape, generator=generator).masked_fill(batch["mask"] == 0, -100)
+    labels[0, ::2] = -100
+    return labels, {"labels": labels}
+
+
+def test_loss_and_gradients(twins: Any) -> None:
+    hf_model, model, batch = twins
+    if model.task is None:
+        ours = model(batch["tokens"], "hidden", batch["types"], batch["mask"])[batch["mask"].bool()].square().mean()
+        theirs = run_hf(hf_model, batch).last_hidden_state[batch["mask"].bool()].square().mean()
+    else:
+        labels, hf_labels = labels_for(model, batch)
+        ours = model(batch["tokens"], "loss", batch["types"], batch["mask"], labels=labels)
+        output = run_hf(hf_model, batch, **hf_labels)
+        theirs = output.loss
+        if theirs is None:  # BertForPreTraining has a loss only for both heads at once
+            theirs = torch.nn.functional.cross_entropy(output.prediction_logits.flatten(0, 1), labels.flatten())
+    assert_parity(ours, theirs)
+    ours.backward()
+    theirs.backward()
+    assert_gradient_parity(gradients_under_hf_names(model), gradients(hf_model))
+
+
+def gradients(hf_model: Any) -> dict[str, torch.Tensor]:
+    return {name: _gradient(parameter) for name, parameter in hf_model.named_parameters()}
+
+
+def gradients_under_hf_names(model: HookedEncoder) -> dict[str, torch.Tensor]:
+    """Our gradients, through the family's inverse table, under the names of Hugging Face's parameters."""
+    family = REGISTRY[model.cfg.family]
+    holder = HookedEncoder(model.cfg.encoder, device="cpu", init_weights=False)
+    with torch.no_grad():
+        for mine, copy in zip(model.parameters(), holder.parameters(), strict=True):
+            copy.copy_(_gradient(mine))
+    tensors = invert(family.rows_of(model.cfg.encoder), holder, {"head": model.cfg.n_heads})
+    for name in model.load_report.spare:  # stored by the class, not computed with
+        tensors[name] = torch.zeros_like(tensors[name])
+    base = not family.classes[model.cfg.original_architecture]
+    named = {name.removeprefix(family.base_prefix) if base else name: value for name, value in tensors.items()}
+    parameters = {name for name, _ in model.to_hf().named_parameters()}
+    return {name: value for name, value in named.items() if name in parameters}
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+@pytest.mark.parametrize("hf_class", CLASSES)
+def test_to_hf_is_bit_exact(hf_class: str) -> None:
+    hf_model = tiny_hf(hf_class, seed=5)
+    back = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu").to_hf()
+    assert type(back) is type(hf_model)
+    ours, theirs = back.state_dict(), hf_model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    ignored = {"_attn_implementation_internal", "architectures", "dtype", "transformers_version"}
+    config, expected = back.config.to_dict(), hf_model.config.to_dict()
+    assert {k: v for k, v in config.items() if k not in ignored} == {k: v for k, v in expected.items() if k not in ignored}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("hf_class", CLASSES)
+def test_other_dtypes_run_end_to_end(hf_class: str, dtype: torch.dtype) -> None:
+    hf_model = tiny_hf(hf_class, seed=5)
+    model = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu", dtype=dtype)
+    batch = tiny_batch()
+    reference = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu")
+    returns = "logits" if model.task else "hidden"
+    arguments = (batch["tokens"], returns, batch["types"], batch["mask"])
+    plain, (hooked, cache) = model(*arguments), model.run_with_cache(*arguments)
+    tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-5}[dtype]
+    mask = batch["mask"] if returns == "hidden" or model.heads[model.task].per_position else None
+    assert plain.dtype == hooked.dtype == dtype
+    assert_parity(plain.float(), reference(*arguments).float(), mask, tolerance)
+    assert_parity(hooked.float(), plain.float(), mask, tolerance)
+    assert all(value.isfinite().all() for name, value in cache.items() if not name.endswith("attn_scores"))
+
+
+def test_every_class_of_the_registry_has_its_family() -> None:
+    assert set(FAMILY_OF) == set(CLASSES)
+    assert len(CLASSES) == len(set(CLASSES))
