@@ -9,7 +9,7 @@ import torch
 from encoderlens import HookedEncoder
 from encoderlens.errors import InputError, TaskError, TokenizerMissingError
 from tests.parity import assert_parity
-from tests.tiny import TOKENIZER, tiny_batch, tiny_hf
+from tests.tiny import tiny_batch, tiny_hf
 
 MASKED = "the doctor walked to the [MASK]."
 
@@ -383,7 +383,3 @@ def test_properties_have_the_documented_shapes(bert: HookedEncoder) -> None:
 def test_a_model_without_a_masked_lm_head_has_no_unembedding(classifiers: Any) -> None:
     with pytest.raises(TaskError, match="no masked-LM head, so no unembedding"):
         _ = classifiers["BertModel"].W_U
-
-
-def test_the_small_tokenizer_is_real() -> None:
-    assert (TOKENIZER / "tokenizer.json").is_file()

@@ -1,0 +1,156 @@
+"""The command line, as a person meets it: real runs, real files, one readable line for an error."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from encoderlens import HookedEncoder
+from encoderlens.cli import app, main
+from tests.tiny import tiny_hf
+
+TINY_BERT = "encoderlens/tiny-bert"
+TEXT = "The capital of france is [MASK]."
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
+    """A sequence classifier with its tokenizer."""
+    path = tmp_path_factory.mktemp("classifier")
+    tiny_hf("BertForSequenceClassification").save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def invoke(*arguments: str) -> str:
+    result = runner.invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """The error line of a command that fails with exit code 1."""
+    monkeypatch.setattr(sys, "argv", ["encoderlens", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_demo_opens_up_the_embedded_model() -> None:
+    shown = invoke("demo")
+    assert "states" in shown
+    for part in ("What the model puts", "after each layer", "layer 3", "Where the heads look", "Try next"):
+        assert part in shown
+
+
+def test_demo_with_a_text_of_ones_own() -> None:
+    assert "embeddings" in invoke("demo", "--text", TEXT)
+
+
+def test_demo_needs_a_mask_and_a_masked_lm(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "put [MASK] in the sentence" in fails(capsys, monkeypatch, "demo", "--text", "no mask")
+    assert "has no masked-LM head" in fails(capsys, monkeypatch, "demo", "--model", folder)
+
+
+def test_info_lists_architecture_and_hooks() -> None:
+    shown = invoke("info", TINY_BERT)
+    assert "BertForMaskedLM" in shown
+    facts = json.loads(invoke("info", TINY_BERT, "--json"))
+    model = HookedEncoder.from_pretrained(TINY_BERT, device="cpu")
+    assert facts["architecture"]["parameters"] == f"{model.cfg.n_params:,}"
+    shapes = {point["name"]: point["shape"] for point in facts["hook_points"]}
+    assert shapes["blocks.{l}.attn.hook_q"] == f"batch pos head={model.cfg.n_heads} d_head={model.cfg.d_head}"
+    computed = {point["name"]: point["computed"] for point in facts["hook_points"]}
+    assert "use_attn_result" in computed["blocks.{l}.attn.hook_result"]
+
+
+def test_run_predicts_and_saves_activations(tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    hooks = ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_result"]
+    arguments = ["run", TINY_BERT, "--text", TEXT, "--hooks", hooks[0], "--hooks", hooks[1], "--save", str(out), "--json"]
+    report = json.loads(invoke(*arguments))
+    model = HookedEncoder.from_pretrained(TINY_BERT, device="cpu")
+    assert report["inputs"][0]["prediction"] == model([TEXT], "predictions")[0]
+    assert report["inputs"][0]["tokens"] == model.tokens_to_str(TEXT)
+    saved = load_file(out)
+    _, cache = model.run_with_cache([TEXT], names_filter=hooks)
+    assert set(saved) == {*hooks, "tokens"}
+    for name in hooks:
+        assert (saved[name] - cache[name]).abs().max() < 1e-6
+    assert [row["name"] for row in report["activations"]] == hooks
+    with safe_open(out, "pt") as file:
+        assert file.metadata() == {"model": TINY_BERT}
+
+
+def test_run_on_a_batch_in_words() -> None:
+    shown = invoke("run", TINY_BERT, "--text", TEXT, "--text", "A [MASK].", "--hooks", "hook_full_embed")
+    assert shown.count("prediction") == 2
+    assert "hook_full_embed" in shown
+
+
+def test_run_without_a_mask_says_why_there_is_no_prediction() -> None:
+    report = json.loads(invoke("run", TINY_BERT, "--text", "no mask here", "--json"))
+    assert "no mask token" in report["note"]
+    assert "prediction" not in report["inputs"][0]
+
+
+def test_run_on_a_classifier_and_on_a_pair(folder: str) -> None:
+    report = json.loads(invoke("run", folder, "--text", "the doctor", "--pair", "walked", "--json"))
+    assert report["task"] == "sequence_classification"
+    assert report["inputs"][0]["prediction"].startswith("LABEL_")
+    assert report["inputs"][0]["text"] == ["the doctor", "walked"]
+
+
+def test_models_lists_what_can_be_loaded() -> None:
+    facts = json.loads(invoke("models", "--json"))
+    assert facts["embedded"] == [TINY_BERT]
+    assert "BertForQuestionAnswering" in facts["supported"]["BERT"]
+    assert "BertForQuestionAnswering" in invoke("models")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("info", "no/such/folder"), "there is no folder"),
+        (("info", "encoderlens/tiny-bart"), "did you mean 'encoderlens/tiny-bert'"),
+        (("run", TINY_BERT, "--text", "a", "--hooks", "blocks.0.hook_resid_per"), "did you mean 'blocks.0.hook_resid_pre'"),
+        (("run", TINY_BERT, "--text", "a", "--save", "no/such/out.safetensors"), "does not exist"),
+        (("run", TINY_BERT, "--text", "a", "--pair", "b", "--pair", "c"), "1 --text and 2 --pair"),
+        (("run", TINY_BERT, "--text", "a", "--task", "next_sentence"), "has no 'next_sentence' head"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert message in fails(capsys, monkeypatch, *arguments)
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    assert runner.invoke(app, ["run"]).exit_code == 2
+
+
+def test_every_command_has_help() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert command.callback.__doc__
+        assert "--help" in invoke(command.callback.__name__, "--help")
+
+
+def test_the_installed_command_gives_its_version() -> None:
+    command = Path(sys.executable).parent / "encoderlens"
+    shown = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("encoderlens 0.")

@@ -1,0 +1,99 @@
+"""The house itself: layers, what importing costs in modules, public names, and documents that must stay true."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import encoderlens
+from encoderlens import HookedEncoder
+from encoderlens.names import block_of
+from tests.tiny import tiny_hf
+
+ROOT = Path(__file__).parent.parent
+TOOLS = ROOT / "tools"
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_imports_point_down() -> None:
+    result = run_python(str(TOOLS / "check_imports.py"))
+    assert result.returncode == 0, result.stdout
+    assert "no import upwards, no cycle" in result.stdout
+
+
+def test_the_import_check_finds_an_import_that_points_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import check_imports
+
+    (tmp_path / "names.py").write_text("def f():\n    from encoderlens.encoder import Encoder\n")
+    (tmp_path / "encoder.py").write_text("import encoderlens.names\n")
+    (tmp_path / "attic.py").write_text("")
+    monkeypatch.setattr(check_imports, "PACKAGE", tmp_path)
+    found = "\n".join(check_imports.problems())
+    assert "names (layer 0) imports encoder (layer 4)" in found
+    assert "attic stands in no layer" in found
+    assert "cycle" in found
+
+
+def test_importing_loads_neither_transformers_nor_matplotlib() -> None:
+    heavy = ("transformers", "matplotlib", "huggingface_hub", "typer", "rich", "beartype")
+    code = f"import sys, encoderlens; print([name for name in {heavy} if name in sys.modules])"
+    assert run_python("-c", code).stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    names = {name for name in vars(encoderlens) if not name.startswith("_")}
+    exported = {
+        "ActivationCache", "BertNextSentencePrediction", "EncoderConfig", "FactoredMatrix", "HookPoint", "HookedEncoder",
+        "HookedRootModule", "errors", "hook_points", "utils",
+    }  # fmt: skip
+    assert exported <= names
+    modules = {path.stem for path in Path(encoderlens.__file__).parent.iterdir()}
+    assert names - exported <= modules, "a name that is neither exported on purpose nor a module"
+
+
+def test_the_errors_docstring_draws_the_whole_tree() -> None:
+    drawn = str(encoderlens.errors.__doc__)
+    classes = {name for name, value in vars(encoderlens.errors).items() if isinstance(value, type)}
+    assert classes
+    assert all(name in drawn for name in classes)
+
+
+def test_the_readme_table_of_models_is_true() -> None:
+    assert run_python(str(TOOLS / "supported_models.py"), "--check").returncode == 0
+
+
+def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert example
+    exec(compile(example[1], "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "states"
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    "hf_class",
+    ["BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"],
+)
+def test_every_hook_point_is_documented(hf_class: str) -> None:
+    documented = (ROOT / "docs" / "hook-points.md").read_text(encoding="utf-8")
+    model = HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class), device="cpu")
+    for name, point in model.hook_dict.items():
+        row = f"`{name.replace('blocks.0.', 'blocks.l.')}`"
+        if block_of(name) in (None, 0):
+            line = next((line for line in documented.splitlines() if row in line), None)
+            assert line is not None, f"{row} is not in docs/hook-points.md"
+            assert " ".join(point.axes) in line
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/from-transformer-lens.md"])
+def test_links_between_documents_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))
+    assert all((path.parent / link).exists() for link in links), links
