@@ -50,8 +50,8 @@ def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 
 def test_demo_opens_up_the_embedded_model() -> None:
     shown = invoke("demo")
-    assert "states" in shown
-    for part in ("What the model puts", "after each layer", "layer 3", "Where the heads look", "Try next"):
+    assert "door" in shown
+    for part in ("What the model puts", "after each layer", "layer 3", "Where its heads look", "Try next"):
         assert part in shown
 
 
@@ -74,8 +74,9 @@ def test_info_lists_architecture_and_hooks() -> None:
     assert facts["architecture"]["parameters"] == f"{model.cfg.n_params:,}"
     shapes = {point["name"]: point["shape"] for point in facts["hook_points"]}
     assert shapes["blocks.{l}.attn.hook_q"] == f"batch pos head={model.cfg.n_heads} d_head={model.cfg.d_head}"
-    computed = {point["name"]: point["computed"] for point in facts["hook_points"]}
-    assert "use_attn_result" in computed["blocks.{l}.attn.hook_result"]
+    on_demand = {point["name"]: point["on_demand"] for point in facts["hook_points"]}
+    assert on_demand["blocks.{l}.attn.hook_result"] == "use_attn_result"
+    assert on_demand["blocks.{l}.attn.hook_z"] is None
 
 
 def test_run_predicts_and_saves_activations(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert example
     exec(compile(example[1], "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "states"
+    assert lines[0] == "door"
     assert len(lines) == 6
 
 

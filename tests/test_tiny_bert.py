@@ -29,7 +29,7 @@ def test_it_is_small_and_a_masked_lm_of_at_least_four_layers(model: HookedEncode
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("The president of the united [MASK] gave a speech to the congress.", "states"),
+        ("She opened the [MASK] and walked into the room.", "door"),
         ("She [MASK] going to the store.", "was"),
         ("He did not [MASK] what to do.", "know"),
     ],

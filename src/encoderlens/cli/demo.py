@@ -8,6 +8,7 @@ import typer
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from encoderlens.activation_cache import ActivationCache
@@ -15,7 +16,7 @@ from encoderlens.cli.common import DEMO_MODEL, open_model
 from encoderlens.errors import InputError, TaskError
 from encoderlens.hooked_encoder import HookedEncoder
 
-SENTENCE = "The president of the united [MASK] gave a speech to the congress."
+SENTENCE = "She opened the [MASK] and walked into the room."
 TOP = 5
 
 
@@ -35,13 +36,18 @@ def demo(
     console = Console()
     console.print(f"[bold]{encoder.cfg.model_name}[/bold]: {encoder.cfg.n_layers} layers, {encoder.cfg.n_heads} heads a layer")
     console.print(text, style="italic", markup=False, highlight=False)
-    console.print(_guesses(encoder, logits[0, mask]))
-    console.print(_layers(encoder, cache, mask))
-    console.print(_attention(encoder, cache, tokens, mask))
-    console.print(
-        "Try next: [bold]encoderlens demo --text 'Paris is the capital of \\[MASK].'[/bold], "
-        f"[bold]encoderlens info {model}[/bold] for every hook point, and the example in the README to change one."
-    )
+    sections = {
+        "What the model puts in place of the first mask": _guesses(encoder, logits[0, mask]),
+        "What it would say after each layer, through its own head": _layers(encoder, cache, mask),
+        "Where its heads look from the mask, sharpest first": _attention(encoder, cache, tokens, mask),
+    }
+    for title, table in sections.items():
+        console.print(f"\n{title}", style="bold")
+        console.print(table)
+    console.print("\nTry next", style="bold")
+    console.print(f"  encoderlens demo --text 'The old man sat down in his {encoder.tokenizer.mask_token}.'", markup=False)
+    console.print(f"  encoderlens info {model}    every hook point, with its shape", markup=False)
+    console.print("  the example in the README, to change an activation and see what the model says then", markup=False)
 
 
 def _mask_position(encoder: HookedEncoder, cache: ActivationCache) -> int:
@@ -53,16 +59,16 @@ def _mask_position(encoder: HookedEncoder, cache: ActivationCache) -> int:
 
 
 def _guesses(encoder: HookedEncoder, logits: Float[Tensor, " d_vocab"]) -> Table:
-    table = Table(title="What the model puts in place of the first mask", title_justify="left")
+    table = Table()
     for column in ("word", "probability"):
         table.add_column(column)
     for word, probability in top_words(encoder, logits):
-        table.add_row(word, f"{probability:.1%}")
+        table.add_row(Text(word), f"{probability:.1%}")
     return table
 
 
 def _layers(encoder: HookedEncoder, cache: ActivationCache, mask: int) -> Table:
-    table = Table(title="What it would say after each layer, through its own head", title_justify="left")
+    table = Table()
     table.add_column("after")
     table.add_column("best words")
     streams = [("embeddings", "hook_full_embed")]
@@ -71,7 +77,7 @@ def _layers(encoder: HookedEncoder, cache: ActivationCache, mask: int) -> Table:
         for label, name in streams:
             logits = encoder(cache[name], "logits", start_at_layer=encoder.cfg.n_layers, logits_at=mask)
             words = top_words(encoder, logits[0, 0])
-            table.add_row(label, "  ".join(f"{word} {probability:.0%}" for word, probability in words))
+            table.add_row(label, Text("  ".join(f"{word} {probability:.0%}" for word, probability in words)))
     return table
 
 
@@ -105,10 +111,10 @@ def summarise_heads(encoder: HookedEncoder, cache: ActivationCache, position: in
 
 
 def _attention(encoder: HookedEncoder, cache: ActivationCache, tokens: list[str], mask: int, most: int = 8) -> Table:
-    table = Table(title="Where the heads look from the mask, sharpest first", title_justify="left")
+    table = Table()
     for column in ("head", "entropy (bits)", "looks at"):
         table.add_column(column)
     for summary in summarise_heads(encoder, cache, mask)[:most]:
         looks = "  ".join(f"{tokens[key]} {weight:.0%}" for key, weight in summary.strongest)
-        table.add_row(summary.label, f"{summary.bits:.2f}", looks)
+        table.add_row(summary.label, f"{summary.bits:.2f}", Text(looks))
     return table

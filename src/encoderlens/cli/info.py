@@ -19,13 +19,18 @@ def info(model: Model, task: Task = None, as_json: AsJson = False) -> None:
         return
     console = Console()
     for name, value in facts["architecture"].items():
-        console.print(f"{name:>14}  {value}", highlight=False)
-    table = Table(title="Hook points", title_justify="left")
-    for column in ("name", "shape", "computed"):
-        table.add_column(column, overflow="fold")
+        console.print(f"{name:>12}  {value}", highlight=False, markup=False)
+    console.print("\nHook points, in the order of a run; {l} is the layer", style="bold", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
     for point in facts["hook_points"]:
-        table.add_row(point["name"], point["shape"], point["computed"])
+        table.add_row(point["name"] + (" *" if point["on_demand"] else ""), point["shape"])
     console.print(table)
+    flags = ", ".join(sorted({f"cfg.{point['on_demand']}" for point in facts["hook_points"] if point["on_demand"]}))
+    console.print(
+        f"\n* On demand: computed when hooked. names_filter=None includes it when its flag is on: {flags}.", highlight=False
+    )
 
 
 def describe(model: Encoder) -> dict[str, Any]:
@@ -50,7 +55,7 @@ def describe(model: Encoder) -> dict[str, Any]:
         {
             "name": name.replace("blocks.0.", "blocks.{l}.", 1),
             "shape": " ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in point.axes),
-            "computed": "always" if point.on_demand is None else f"when hooked, or cfg.{point.on_demand}",
+            "on_demand": point.on_demand,
         }
         for name, point in model.hook_dict.items()
         if block_of(name) in (None, 0)

@@ -17,13 +17,14 @@ def models(as_json: AsJson = False) -> None:
         print(json.dumps({"embedded": embedded_names(), "supported": classes}))
         return
     console = Console()
-    console.print("Embedded (no download needed):", style="bold")
+    console.print("Embedded, no download needed:", style="bold")
     for name in embedded_names():
         console.print(f"  {name}")
-    table = Table(title="Supported Hugging Face classes", title_justify="left")
-    for column in ("family", "class", "heads", "LayerNorm", "positions"):
-        table.add_column(column)
+    console.print("\nSupported Hugging Face classes, and their heads:", style="bold")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for family in REGISTRY.values():
         for name, tasks in family.classes.items():
-            table.add_row(family.name, name, ", ".join(tasks) or "none", family.layer_norm, family.positions)
+            table.add_row(f"  {name}", ", ".join(tasks) or "none")
     console.print(table)

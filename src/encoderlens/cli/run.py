@@ -110,8 +110,8 @@ def _show(report: dict[str, Any]) -> None:
     if "note" in report:
         console.print(f"No prediction: {report['note']}.", style="dim", markup=False, highlight=False)
     if "activations" in report:
-        table = Table(title="Activations", title_justify="left")
-        for column in ("name", "shape", "mean", "std"):
+        table = Table(box=None, pad_edge=False)
+        for column in ("activation", "shape", "mean", "std"):
             table.add_column(column, overflow="fold")
         for row in report["activations"]:
             table.add_row(row["name"], " ".join(map(str, row["shape"])), f"{row['mean']:.4f}", f"{row['std']:.4f}")

@@ -18,20 +18,20 @@ class PostLNBlock(nn.Module):
     def __init__(self, dropout: float, attn: Attention, mlp: MLP, norm: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.dropout = dropout
-        self.attn = attn
-        self.ln1 = norm()
-        self.mlp = mlp
-        self.ln2 = norm()
         self.hook_resid_pre = HookPoint("batch pos d_model")
         self.hook_q_input = HookPoint("batch pos head d_model", on_demand="use_split_qkv_input")
         self.hook_k_input = HookPoint("batch pos head d_model", on_demand="use_split_qkv_input")
         self.hook_v_input = HookPoint("batch pos head d_model", on_demand="use_split_qkv_input")
+        self.attn = attn
         self.hook_attn_out = HookPoint("batch pos d_model")
         self.hook_resid_mid = HookPoint("batch pos d_model")
         self.hook_mlp_in = HookPoint("batch pos d_model", on_demand="use_hook_mlp_in")
+        self.ln1 = norm()
         self.hook_normalized_resid_mid = HookPoint("batch pos d_model")
+        self.mlp = mlp
         self.hook_mlp_out = HookPoint("batch pos d_model")
         self.hook_resid_post = HookPoint("batch pos d_model")
+        self.ln2 = norm()
         self.hook_normalized_resid_post = HookPoint("batch pos d_model")
 
     def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Float[Tensor, "batch pos d_model"]:

@@ -72,10 +72,10 @@ class Embed(nn.Module):
         self.embed = TokenEmbedding(d_vocab, d_model)
         self.pos_embed = pos_embed
         self.token_type_embed = TokenTypeEmbedding(n_token_types, d_model)
-        self.ln = norm()
         self.hook_embed = HookPoint("batch pos d_model")
-        self.hook_pos_embed = HookPoint("batch pos d_model")
         self.hook_token_type_embed = HookPoint("batch pos d_model")
+        self.hook_pos_embed = HookPoint("batch pos d_model")
+        self.ln = norm()
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], token_type_ids: Int[Tensor, "batch pos"] | None, sequence: Sequence

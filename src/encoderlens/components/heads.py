@@ -60,9 +60,9 @@ class MLMTransform(Component):
         super().__init__()
         self.act_fn = activation(act_fn)
         self.dense = Linear(d_model, d_model)
-        self.ln = norm()
         self.hook_pre = HookPoint("batch pos d_model")
         self.hook_post = HookPoint("batch pos d_model")
+        self.ln = norm()
 
     def forward(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         return self.ln(self.hook_post(self.act_fn(self.hook_pre(self.dense(resid)))))
