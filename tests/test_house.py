@@ -54,7 +54,8 @@ def test_public_names() -> None:
     }  # fmt: skip
     assert exported <= names
     modules = {path.stem for path in Path(encoderlens.__file__).parent.iterdir()}
-    assert names - exported <= modules, "a name that is neither exported on purpose nor a module"
+    checker = {"jaxtyping"}  # what the shape checks of the test run leave in the module
+    assert names - exported - checker <= modules, "a name that is neither exported on purpose nor a module"
 
 
 def test_the_errors_docstring_draws_the_whole_tree() -> None:
