@@ -63,18 +63,29 @@ class CachingHook:
     suffix: str = ""
 
     def __call__(self, tensor: Tensor, *, hook: "HookPoint") -> None:
-        stored = tensor.detach().to(self.device, self.dtype if tensor.is_floating_point() else None)
-        axes = hook.axes
-        if not self.pos_slice.selects_all and hook.pos_axis is not None:
-            stored = self.pos_slice.apply(stored, hook.pos_axis).clone()  # a view would keep the whole tensor alive
+        kept, axes = tensor.detach(), hook.axes
+        pos_axis = None if self.pos_slice.selects_all else hook.pos_axis
+        if pos_axis is not None:
+            kept = self.pos_slice.apply(kept, pos_axis)
         if self.remove_batch_dim and (not axes or axes[0] == "batch"):
-            if stored.shape[0] != 1:
+            if kept.shape[0] != 1:
                 raise HookResultError(
-                    f"remove_batch_dim=True needs a batch of one, but {hook.name} has {stored.shape[0]} rows; run one "
+                    f"remove_batch_dim=True needs a batch of one, but {hook.name} has {kept.shape[0]} rows; run one "
                     "sequence, or keep the batch axis"
                 )
-            stored = stored[0]
-        self.cache[f"{hook.name}{self.suffix}"] = stored
+            kept = kept[0]
+        kept = kept.to(self.device, self.dtype if kept.is_floating_point() else None)
+        must_own = pos_axis is not None or self._may_change(tensor)  # a slice would keep the whole tensor alive
+        if must_own and kept.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+            kept = kept.clone()
+        self.cache[f"{hook.name}{self.suffix}"] = kept
+
+    def _may_change(self, tensor: Tensor) -> bool:
+        """A view of a parameter changes as the model is trained, and a gradient may become a leaf's ``.grad``, to which the
+        next ``backward`` adds in place.
+        """
+        owner = tensor if tensor._base is None else tensor._base
+        return bool(self.suffix) or isinstance(owner, nn.Parameter)
 
 
 class HookPoint(nn.Module):
@@ -114,9 +125,14 @@ class HookPoint(nn.Module):
     def forward(self, tensor: Tensor) -> Tensor:
         if not (self.fwd_hooks or self.bwd_hooks):
             return tensor
+        leaving = tensor
         for handle in tuple(self.fwd_hooks):
-            tensor = self._run_forward_hook(handle.user_hook, tensor)
-        return self._attach_backward_hooks(tensor) if self.bwd_hooks else tensor
+            leaving = self._run_forward_hook(handle.user_hook, leaving)
+        if not self.bwd_hooks:
+            return leaving
+        if tensor.requires_grad and not leaving.requires_grad and torch.is_grad_enabled():
+            leaving = leaving.detach().requires_grad_()  # a hook put a constant here, such as zeros: it has a gradient too
+        return self._attach_backward_hooks(leaving)
 
     def _run_forward_hook(self, hook: HookFunction, tensor: Tensor) -> Tensor:
         if isinstance(hook, CachingHook):

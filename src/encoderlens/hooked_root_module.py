@@ -30,6 +30,9 @@ class HookedRootModule(nn.Module):
         self.mod_dict: dict[str, nn.Module] = {}
         self.hook_dict: dict[str, HookPoint] = {}
 
+    def __getstate__(self) -> dict[str, Any]:  # copies of a model carry no hooks, so they are inside no context
+        return self.__dict__ | {"context_level": 0}
+
     def setup(self) -> None:
         """Name every module and collect the hook points. Call it after all submodules exist."""
         self.mod_dict = {name: module for name, module in self.named_modules() if name}
@@ -139,11 +142,12 @@ class HookedRootModule(nn.Module):
             yield self
         finally:
             self.context_level -= 1
-            if reset_hooks_end:
-                for point, handle in attached:
+            for point, handle in attached:
+                handle.must_run = False  # what stays on may miss later runs, as a hook from add_hook may
+                if reset_hooks_end:
                     point.detach(handle)
-                if clear_contexts:
-                    self.clear_contexts()
+            if reset_hooks_end and clear_contexts:
+                self.clear_contexts()
 
     # Running
 
@@ -185,7 +189,8 @@ class HookedRootModule(nn.Module):
                 fill up, as with any ``backward``.
             loss_fn: with ``incl_bwd``: maps the output to the scalar whose gradients are wanted; without it the output
                 itself must be one (``return_type="loss"``).
-            pos_slice: positions to keep; tensors without a position axis are kept whole.
+            pos_slice: positions to keep; tensors without a position axis are kept whole. An int keeps the axis, of length
+                one; ``Slice(int)`` drops it.
 
         Returns:
             The output, and the activations by name.

@@ -1,6 +1,8 @@
 """Slice: one spelling for "these entries of that axis", as TransformerLens users know it."""
 
 from collections.abc import Sequence
+from reprlib import repr as short_repr
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from encoderlens.errors import InputError
 
-SliceInput = int | tuple[int | None, ...] | Sequence[int] | np.ndarray | Tensor | None
+SliceInput = int | np.integer | slice | tuple[int | None, ...] | Sequence[int] | np.ndarray | Tensor | None
 
 
 class Slice:
@@ -16,7 +18,7 @@ class Slice:
 
     Args:
         input_slice: None for all; an int for one entry (the axis goes); a tuple ``(stop,)``, ``(start, stop)`` or
-            ``(start, stop, step)`` for a range; a list, array or 1-D tensor of indices for a choice.
+            ``(start, stop, step)``, or a Python slice, for a range; a list, array or 1-D tensor of indices for a choice.
 
     Raises:
         InputError: for anything else.
@@ -26,36 +28,70 @@ class Slice:
         self.index: slice | int | Tensor
         if input_slice is None:
             self.index = slice(None)
-        elif isinstance(input_slice, bool):
-            raise InputError(f"a slice is an int, a tuple, a list of ints or None, not {input_slice!r}")
-        elif isinstance(input_slice, int):
-            self.index = input_slice
-        elif isinstance(input_slice, tuple):
-            if not 1 <= len(input_slice) <= 3:
-                raise InputError(f"a slice tuple is (stop,), (start, stop) or (start, stop, step), not {input_slice!r}")
-            self.index = slice(*input_slice)
+        elif _is_int(input_slice):
+            self.index = int(input_slice)
+        elif isinstance(input_slice, tuple | slice):
+            self.index = _range(input_slice)
         else:
-            self.index = torch.as_tensor(input_slice)
-            if self.index.ndim != 1 or self.index.dtype in (torch.bool, torch.float32, torch.float64):
-                raise InputError("a slice by list, array or tensor takes a one-dimensional choice of integer indices")
+            self.index = _choice(input_slice)
 
     @classmethod
     def unwrap(cls, value: "Slice | SliceInput") -> "Slice":
-        """A Slice as it is, anything else made into one."""
-        return value if isinstance(value, Slice) else cls(value)
+        """A Slice as it is, anything else made into one; an int becomes a choice of one entry, so that the axis stays."""
+        if isinstance(value, Slice):
+            return value
+        return cls([int(value)] if _is_int(value) else value)
 
     @property
     def selects_all(self) -> bool:
         return self.index == slice(None) if isinstance(self.index, slice) else False
 
     def apply(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """The selected entries of ``tensor`` along ``dim``."""
-        index = self.index.to(tensor.device) if isinstance(self.index, Tensor) else self.index
+        """The selected entries of ``tensor`` along ``dim``.
+
+        Raises:
+            InputError: for an index that the axis does not have.
+        """
+        self._check(tensor.shape[dim])
+        index = self.index
+        index = index.to(tensor.device) if isinstance(index, Tensor) else index
         return tensor[(slice(None),) * (dim % tensor.ndim) + (index,)]
 
     def indices(self, length: int) -> Tensor:
         """The selected indices of an axis of this length, as a 1-D tensor."""
         return torch.atleast_1d(self.apply(torch.arange(length)))
 
+    def _check(self, length: int) -> None:
+        if isinstance(self.index, slice):
+            return
+        for index in self.index.tolist() if isinstance(self.index, Tensor) else [self.index]:
+            if not -length <= index < length:
+                raise InputError(f"a slice takes entry {index} of an axis that has {length}")
+
     def __repr__(self) -> str:
         return f"Slice({self.index!r})"
+
+
+def _is_int(value: object) -> TypeGuard[int | np.integer]:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _range(value: tuple[int | None, ...] | slice) -> slice:
+    parts = value if isinstance(value, tuple) else (value.start, value.stop, value.step)
+    whole = all(part is None or _is_int(part) for part in parts)
+    if not 1 <= len(parts) <= 3 or not whole or (len(parts) == 3 and parts[2] is not None and parts[2] < 1):
+        raise InputError(
+            f"a slice tuple is (stop,), (start, stop) or (start, stop, step), of ints and with a positive step, not {value!r}"
+        )
+    return slice(*parts)
+
+
+def _choice(value: Any) -> Tensor:
+    wrong = f"a slice is an int, a tuple, None, or a one-dimensional list, array or tensor of ints, not {short_repr(value)}"
+    try:
+        index = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(wrong) from None
+    if index.ndim != 1 or index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+        raise InputError(wrong)
+    return index.long().cpu()

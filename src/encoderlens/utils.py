@@ -9,7 +9,7 @@ from encoderlens.slices import Slice as Slice
 from encoderlens.slices import SliceInput as SliceInput
 
 
-def to_numpy(tensor: Tensor | np.ndarray | list | tuple | float | bool) -> np.ndarray:
+def to_numpy(tensor: Tensor | np.ndarray | list | tuple | float | int | bool) -> np.ndarray:
     """Anything numeric as a numpy array, detached and on the CPU; bfloat16 becomes float32."""
     if not isinstance(tensor, Tensor):
         return np.asarray(tensor)

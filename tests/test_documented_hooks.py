@@ -1,0 +1,224 @@
+"""Every documented hook point of BERT, on the tiny model of each of its classes."""
+
+from contextlib import nullcontext
+from functools import cache
+
+import pytest
+import torch
+
+from encoderlens import HookedEncoder
+from tests.tiny import tiny_batch, tiny_hf
+
+EMBED = {
+    "embed.hook_embed": ("batch", "pos", "d_model"),
+    "embed.hook_pos_embed": ("batch", "pos", "d_model"),
+    "embed.hook_token_type_embed": ("batch", "pos", "d_model"),
+    "embed.ln.hook_scale": ("batch", "pos", "1"),
+    "embed.ln.hook_normalized": ("batch", "pos", "d_model"),
+    "hook_full_embed": ("batch", "pos", "d_model"),
+}
+BLOCK = {
+    "hook_resid_pre": ("batch", "pos", "d_model"),
+    "hook_q_input": ("batch", "pos", "head", "d_model"),
+    "hook_k_input": ("batch", "pos", "head", "d_model"),
+    "hook_v_input": ("batch", "pos", "head", "d_model"),
+    "attn.hook_q": ("batch", "pos", "head", "d_head"),
+    "attn.hook_k": ("batch", "pos", "head", "d_head"),
+    "attn.hook_v": ("batch", "pos", "head", "d_head"),
+    "attn.hook_attn_scores": ("batch", "head", "query", "key"),
+    "attn.hook_pattern": ("batch", "head", "query", "key"),
+    "attn.hook_z": ("batch", "pos", "head", "d_head"),
+    "attn.hook_result": ("batch", "pos", "head", "d_model"),
+    "hook_attn_out": ("batch", "pos", "d_model"),
+    "hook_resid_mid": ("batch", "pos", "d_model"),
+    "hook_mlp_in": ("batch", "pos", "d_model"),
+    "ln1.hook_scale": ("batch", "pos", "1"),
+    "ln1.hook_normalized": ("batch", "pos", "d_model"),
+    "hook_normalized_resid_mid": ("batch", "pos", "d_model"),
+    "mlp.hook_in": ("batch", "pos", "d_model"),
+    "mlp.hook_pre": ("batch", "pos", "d_mlp"),
+    "mlp.hook_post": ("batch", "pos", "d_mlp"),
+    "hook_mlp_out": ("batch", "pos", "d_model"),
+    "hook_resid_post": ("batch", "pos", "d_model"),
+    "ln2.hook_scale": ("batch", "pos", "1"),
+    "ln2.hook_normalized": ("batch", "pos", "d_model"),
+    "hook_normalized_resid_post": ("batch", "pos", "d_model"),
+}
+MASKED_LM = {
+    "mlm_head.hook_pre": ("batch", "pos", "d_model"),
+    "mlm_head.hook_post": ("batch", "pos", "d_model"),
+    "mlm_head.ln.hook_scale": ("batch", "pos", "1"),
+    "mlm_head.ln.hook_normalized": ("batch", "pos", "d_model"),
+    "unembed.hook_in": ("batch", "pos", "d_model"),
+    "unembed.hook_out": ("batch", "pos", "d_vocab"),
+}
+POOLER = {"pooler.hook_pooler_out": ("batch", "d_model")}
+NEXT_SENTENCE = {"nsp_head.hook_nsp_out": ("batch", "2")}
+SEQUENCE_CLASSIFICATION = {"classifier.hook_in": ("batch", "d_model"), "classifier.hook_out": ("batch", "label")}
+TOKEN_CLASSIFICATION = {"classifier.hook_in": ("batch", "pos", "d_model"), "classifier.hook_out": ("batch", "pos", "label")}
+QUESTION_ANSWERING = {"qa_head.hook_in": ("batch", "pos", "d_model"), "qa_head.hook_out": ("batch", "pos", "2")}
+
+HEADS = {
+    "BertModel": POOLER,
+    "BertForPreTraining": MASKED_LM | POOLER | NEXT_SENTENCE,
+    "BertForMaskedLM": MASKED_LM,
+    "BertForNextSentencePrediction": POOLER | NEXT_SENTENCE,
+    "BertForSequenceClassification": POOLER | SEQUENCE_CLASSIFICATION,
+    "BertForTokenClassification": TOKEN_CLASSIFICATION,
+    "BertForQuestionAnswering": QUESTION_ANSWERING,
+}
+N_LAYERS = 3
+BLOCKS = {f"blocks.{layer}.{name}": axes for layer in range(N_LAYERS) for name, axes in BLOCK.items()}
+DOCUMENTED = {hf_class: EMBED | BLOCKS | head for hf_class, head in HEADS.items()}
+
+SIZES = {"batch": 3, "pos": 11, "query": 11, "key": 11, "head": 5, "d_model": 40, "d_head": 8, "d_mlp": 52, "d_vocab": 188}
+SIZES |= {"label": 3, "1": 1, "2": 2}
+
+every_class = pytest.mark.parametrize("hf_class", HEADS)
+every_hook = pytest.mark.parametrize(("hf_class", "name"), [(c, name) for c, names in DOCUMENTED.items() for name in names])
+
+
+@cache
+def tiny(hf_class):
+    labels = {"num_labels": SIZES["2"]} if hf_class == "BertForQuestionAnswering" else {}  # start and end
+    return HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class, **labels), device="cpu")
+
+
+def run_that_reaches(model, name):
+    """A run that computes a hook point, by whichever head it belongs to, and returns an output that depends on it."""
+    tokens, top = tiny_batch()["tokens"], name.split(".")[0]
+    task = next((task for task, head in model.heads.items() if top in head.modules), model.task)
+    if task is None and top == "pooler":  # no head of a BertModel reads its pooler, which can be called by itself
+        hidden = model(tokens, "hidden")
+        return lambda: model.pooler(hidden)
+
+    def run():
+        with nullcontext() if task is None else model.use_task(task):
+            return model(tokens)
+
+    return run
+
+
+@cache
+def untouched_output(hf_class, name):
+    with torch.no_grad():
+        return run_that_reaches(tiny(hf_class), name)()
+
+
+def other_value(tensor, name):
+    """Something else of the same kind: patterns still sum to one, scales are positive."""
+    if name.endswith("hook_pattern"):
+        return tensor.roll(1, dims=-1)
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+    return tensor * (0.5 + noise.abs()) if name.endswith("hook_scale") else noise
+
+
+@every_class
+def test_the_model_has_these_hook_points_and_no_others(hf_class):
+    model = tiny(hf_class)
+    assert model.cfg.n_layers == N_LAYERS
+    assert set(model.hook_dict) == set(DOCUMENTED[hf_class])
+    assert {name: point.name for name, point in model.hook_dict.items()} == {name: name for name in model.hook_dict}
+
+
+@every_class
+def test_declared_axes_are_the_documented_ones(hf_class):
+    fixed = {"1": ("1",), "2": ("2", "label")}  # the two logits of a verdict, or of start and end, are an axis "label"
+    for name, axes in DOCUMENTED[hf_class].items():
+        declared = tiny(hf_class).hook_dict[name].axes
+        assert len(declared) == len(axes), name
+        assert all(mine in fixed.get(axis, (axis,)) for mine, axis in zip(declared, axes, strict=True)), name
+
+
+@every_hook
+def test_it_fires_with_its_shape_and_what_it_returns_reaches_the_output(hf_class, name):
+    model, seen = tiny(hf_class), []
+    before = untouched_output(hf_class, name if name in HEADS[hf_class] else "hook_full_embed")
+
+    def replace(tensor, hook):
+        seen.append((hook.name, tuple(tensor.shape)))
+        return other_value(tensor, name)
+
+    with torch.no_grad():
+        run = run_that_reaches(model, name)
+        with model.hooks([(name, replace)]):
+            after = run()
+    assert seen == [(name, tuple(SIZES[axis] for axis in DOCUMENTED[hf_class][name]))]
+    assert after.isfinite().all()
+    assert (after - before).abs().max() > 1e-3 * before.abs().max()
+
+
+@every_class
+def test_everything_that_a_run_reaches_is_cached_with_the_documented_shape(hf_class):
+    model = tiny(hf_class)
+    task = model.task
+    _, activations = model.run_with_cache(tiny_batch()["tokens"], names_filter=lambda name: True)
+    modules = model.heads[task].modules if task else ()
+    expected = {
+        name: tuple(SIZES[axis] for axis in axes)
+        for name, axes in DOCUMENTED[hf_class].items()
+        if name not in HEADS[hf_class] or name.split(".")[0] in modules
+    }
+    assert {name: tuple(tensor.shape) for name, tensor in activations.items()} == expected
+
+
+def relative_difference(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+MIDDLE = ["hook_resid_mid", "hook_normalized_resid_mid", "mlp.hook_in", "hook_mlp_out", "hook_resid_post"]
+MIDDLE = [f"blocks.1.{name}" for name in MIDDLE]
+
+
+def test_mlp_hook_in_is_the_mlp_branch_only(bert):
+    tokens = tiny_batch()["tokens"]
+    _, clean = bert.run_with_cache(tokens, None, names_filter=MIDDLE)
+    with bert.hooks([("blocks.1.mlp.hook_in", lambda x, hook: x + 1)]):
+        _, edited = bert.run_with_cache(tokens, None, names_filter=MIDDLE)
+    mid = clean["blocks.1.hook_normalized_resid_mid"]
+    assert torch.equal(edited["blocks.1.hook_normalized_resid_mid"], mid)
+    assert relative_difference(edited["blocks.1.hook_mlp_out"], bert.blocks[1].mlp(mid + 1)) < 1e-5
+    assert relative_difference(edited["blocks.1.hook_mlp_out"], clean["blocks.1.hook_mlp_out"]) > 0.01
+    assert relative_difference(edited["blocks.1.hook_resid_post"] - edited["blocks.1.hook_mlp_out"], mid) < 1e-5
+
+
+def test_hook_mlp_in_reaches_the_mlp_and_the_skip_path(bert):
+    tokens, ramp = tiny_batch()["tokens"], torch.linspace(-1, 1, 40)
+    _, clean = bert.run_with_cache(tokens, None, names_filter=MIDDLE)
+    with bert.hooks([("blocks.1.hook_mlp_in", lambda x, hook: x + ramp)]):
+        _, edited = bert.run_with_cache(tokens, None, names_filter=MIDDLE)
+    assert torch.equal(edited["blocks.1.hook_resid_mid"], clean["blocks.1.hook_resid_mid"])
+    normalized = bert.blocks[1].ln1(clean["blocks.1.hook_resid_mid"] + ramp)
+    skip = edited["blocks.1.hook_resid_post"] - edited["blocks.1.hook_mlp_out"]
+    assert relative_difference(edited["blocks.1.mlp.hook_in"], normalized) < 1e-5
+    assert relative_difference(skip, normalized) < 1e-5
+    assert relative_difference(skip, clean["blocks.1.hook_normalized_resid_mid"]) > 0.01
+
+
+def test_the_cached_parts_add_up_as_the_block_does(bert):
+    b = tiny_batch()
+    _, cache = bert.run_with_cache(b["tokens"], "hidden", b["types"], b["mask"], names_filter=lambda name: True)
+    embed = cache["embed.hook_embed"] + cache["embed.hook_pos_embed"] + cache["embed.hook_token_type_embed"]
+    normalized = (embed - embed.mean(-1, keepdim=True)) / cache["embed.ln.hook_scale"]
+    torch.testing.assert_close(cache["embed.ln.hook_normalized"], normalized)
+    ln = bert.embed.ln
+    torch.testing.assert_close(cache["hook_full_embed"], normalized * ln.w + ln.b)
+    for layer, block in enumerate(bert.blocks):
+        act = {name: cache[f"blocks.{layer}.{name}"] for name in BLOCK}
+        probabilities = act["attn.hook_attn_scores"].softmax(-1)
+        torch.testing.assert_close(act["attn.hook_pattern"], probabilities)
+        z = torch.einsum("bhqk,bkhd->bqhd", probabilities, act["attn.hook_v"])
+        torch.testing.assert_close(act["attn.hook_z"], z, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(act["hook_attn_out"], act["attn.hook_result"].sum(2) + block.attn.b_O)
+        torch.testing.assert_close(act["hook_resid_mid"], act["hook_resid_pre"] + act["hook_attn_out"])
+        mid = act["ln1.hook_normalized"] * block.ln1.w + block.ln1.b
+        torch.testing.assert_close(act["hook_normalized_resid_mid"], mid)
+        torch.testing.assert_close(act["hook_mlp_in"], act["hook_resid_mid"])
+        torch.testing.assert_close(act["mlp.hook_in"], mid)
+        torch.testing.assert_close(act["mlp.hook_post"], torch.nn.functional.gelu(act["mlp.hook_pre"]))
+        torch.testing.assert_close(act["hook_resid_post"], mid + act["hook_mlp_out"])
+        post = act["ln2.hook_normalized"] * block.ln2.w + block.ln2.b
+        torch.testing.assert_close(act["hook_normalized_resid_post"], post)
+        for name in ("q", "k", "v"):
+            heads = act["hook_resid_pre"].unsqueeze(2).expand(-1, -1, 5, -1)
+            torch.testing.assert_close(act[f"hook_{name}_input"], heads)
