@@ -1,0 +1,86 @@
+"""Speed on the same random weights of BERT-base's size, here and in TransformerLens' HookedEncoder (3.9, the last to have one).
+
+A ratio below 1 means that EncoderLens is faster. Run it in the peers' environment: ``make bench-peers``.
+"""
+
+import argparse
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformer_lens  # pyright: ignore[reportMissingImports]
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from encoderlens import HookedEncoder
+from timing import Run, Timings, interleaved
+
+OURS, THEIRS = "encoderlens", "transformer_lens"
+SHAPES = ((8, 128), (1, 16))
+BASE = {"d_model": 768, "n_layers": 12, "n_heads": 12, "d_head": 64, "d_mlp": 3072, "d_vocab": 30522, "n_ctx": 512}
+SAME = {"act_fn": "gelu", "eps": 1e-12, "attention_dir": "bidirectional", "normalization_type": "LN", "device": "cpu"}
+TINY = {"d_model": 48, "n_layers": 2, "n_heads": 4, "d_head": 12, "d_mlp": 64, "d_vocab": 99, "n_ctx": 128}
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    warnings.simplefilter("ignore", DeprecationWarning)
+    theirs, ours = _twins(TINY if options.tiny else BASE)
+    table = Table("", "batch", "encoderlens", "transformer_lens", "ratio (quartiles)", box=None)
+    for batch, pos in SHAPES:
+        for title, run_ours, run_theirs in _cases(ours, theirs, torch.randint(ours.cfg.d_vocab, (batch, pos))):
+            if options.only in title:
+                with torch.inference_mode():
+                    timings = interleaved({OURS: run_ours, THEIRS: run_theirs}, options.pairs)
+                table.add_row(title, f"{batch} x {pos}", *_figures(timings))
+    console = Console(width=128)
+    console.print(f"BERT-base, float32, {torch.get_num_threads()} threads, {options.pairs} pairs, torch {torch.__version__}")
+    console.print(table)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=20, help="timed rounds of every row")
+    parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
+    parser.add_argument("--only", default="", help="just the rows whose title holds this text")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: to try the script out")
+    return parser.parse_args()
+
+
+def _twins(sizes: dict[str, int]) -> tuple[Any, HookedEncoder]:
+    """A TransformerLens model with random weights, and the same model here."""
+    torch.manual_seed(0)
+    cfg = sizes | SAME
+    theirs = transformer_lens.HookedEncoder(cfg).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    ours = HookedEncoder.from_transformer_lens_state_dict(theirs.state_dict(), cfg)
+    return theirs, ours
+
+
+def _cases(ours: HookedEncoder, theirs: Any, tokens: Tensor) -> Iterator[tuple[str, Run, Run]]:
+    hooks = [("blocks.1.hook_attn_out", _halve)]
+    yield "hidden", lambda: ours.encoder_output(tokens), lambda: theirs.encoder_output(tokens)
+    yield "logits", lambda: ours(tokens), lambda: theirs(tokens)
+    yield "run_with_cache", lambda: ours.run_with_cache(tokens), lambda: theirs.run_with_cache(tokens)
+    yield (
+        "run_with_hooks, one hook",
+        lambda: ours.run_with_hooks(tokens, fwd_hooks=hooks),
+        lambda: theirs.run_with_hooks(tokens, fwd_hooks=hooks),
+    )
+
+
+def _figures(timings: Timings) -> tuple[str, ...]:
+    times = (f"{timings.milliseconds(name):.1f} ms" for name in (OURS, THEIRS))
+    return (*times, f"{timings.ratio(OURS, THEIRS):.3f}")
+
+
+def _halve(tensor: Tensor, hook: Any) -> Tensor:
+    return tensor / 2
+
+
+if __name__ == "__main__":
+    main()
