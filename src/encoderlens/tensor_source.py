@@ -6,7 +6,6 @@ file is saved over. Pickles are opened with ``weights_only=True`` only.
 
 import json
 import math
-import pickle
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -124,13 +123,35 @@ def _read_header(path: Path) -> tuple[int, dict]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= path.stat().st_size - 8:
-            raise WeightsError(f"{path} is no safetensors file, or is cut off inside its header; download or copy it again")
+            raise WeightsError(
+                f"{path} is no safetensors file, or is cut off inside its header; download or copy it again (after a git clone: "
+                "git lfs pull)"
+            )
         try:
             header = json.loads(file.read(length))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise WeightsError(f"{path} is no safetensors file: its header is not JSON; download or copy it again") from error
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path} is no safetensors file: its header is not a JSON object; download or copy it again")
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if not _is_entry(entry):
+            raise WeightsError(f"{path}: the header says of {name} {entry!r}, not its dtype, shape and data_offsets")
     return 8 + length, header
+
+
+def _is_entry(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and _are_counts(entry.get("shape"))
+        and _are_counts(entry.get("data_offsets"))
+        and len(entry["data_offsets"]) == 2
+    )
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, int) and value >= 0 for value in values)
 
 
 def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
@@ -147,10 +168,12 @@ def open_bin(path: Path) -> MemorySource:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever the byte at which it breaks leads to
         raise WeightsError(
-            f"{path} cannot be read as a PyTorch state dict ({str(error).splitlines()[0]}): it is truncated, or holds more "
-            "than tensors; download it again, or convert it to safetensors"
+            f"{path} cannot be read as a PyTorch state dict: it is truncated, holds more than tensors, or was never written by "
+            "torch.save; download it again (after a git clone: git lfs pull), or convert it to safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} does not hold a state dict (names and tensors)")
@@ -196,11 +219,13 @@ def shard_names(index: Path) -> dict[str, list[str]]:
     """The tensors of each shard that an index file lists."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{index} is no shard index: it needs a JSON object with a weight_map") from error
-    shards: dict[str, list[str]] = {}
-    for tensor, shard in weight_map.items():
-        shards.setdefault(shard, []).append(tensor)
+        shards: dict[str, list[str]] = {str(shard): [] for shard in weight_map.values()}
+        for tensor, shard in weight_map.items():
+            shards[str(shard)].append(tensor)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"{index} is no shard index: it needs a JSON object with a weight_map of tensors and files"
+        ) from error
     return shards
 
 
