@@ -99,6 +99,7 @@ def apply(
     sizes: Mapping[str, int],
     base_prefix: str = "",
     ignored: Iterable[str] = (),
+    tied: bool = True,
     leave: bool = False,
 ) -> LoadReport:
     """Fill every parameter of ``model`` from ``source``.
@@ -107,6 +108,7 @@ def apply(
         rows: the expanded table.
         sizes: axis sizes for patterns (``head``, ``d_head``).
         ignored: file-name patterns of keys that hold nothing needed.
+        tied: whether the configuration ties what can be tied; spare tensors may then not differ either.
         leave: leave tensors that no row names (they are reported) instead of refusing them.
 
     Raises:
@@ -125,16 +127,18 @@ def apply(
         raise WeightsError(
             f"{origin} holds {len(over)} tensors that no part of the model takes: {_few(over)}{did_you_mean(over[0], known)}"
         )
+    for row, name in found:
+        if name is not None:
+            _check_shape(row, name, parameters[row.target], source, sizes)
     filled: dict[int, str] = {}
     spare: dict[str, Tensor] = {}
     for row, name in found:
         if name is None:
             continue
         parameter = parameters[row.target]
-        _check_shape(row, name, parameter, source)
         if id(parameter) in filled:
             if not _equal(row, name, parameter, source, sizes):
-                if not row.spare:
+                if tied or not row.spare:
                     raise _untied(name, filled[id(parameter)], source)
                 spare[row.source] = source.read(name, 0, len(parameter)).clone()
         else:
@@ -149,10 +153,7 @@ def invert(rows: Iterable[Row], model: nn.Module, sizes: Mapping[str, int]) -> d
     tensors = {}
     for row in rows:
         value = parameters[row.target].detach()
-        if row.pattern:
-            left, right = row.pattern.split("->")
-            value = _rearranged(value, f"{right} -> {left}", sizes)
-        tensors[row.source] = value
+        tensors[row.source] = _inverted(value, row.pattern, sizes) if row.pattern else value
     return tensors
 
 
@@ -168,17 +169,15 @@ def _check_missing(found: list[tuple[Row, str | None]], parameters: Mapping[str,
         raise WeightsError(f"the family's table fills no parameter {_few(bare)}")
 
 
-def _check_shape(row: Row, name: str, parameter: Tensor, source: TensorSource) -> None:
+def _check_shape(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
     info = source.tensors[name]
-    if row.pattern:  # einops checks the axes when it rearranges; the number of values is known now
-        agrees = torch.Size(info.shape).numel() == parameter.numel()
-    elif row.crop:
-        agrees = info.shape[1:] == tuple(parameter.shape[1:]) and info.shape[0] >= parameter.shape[0]
-    else:
-        agrees = info.shape == tuple(parameter.shape)
-    if not agrees:
+    expected = parameter.shape
+    if row.pattern:
+        expected = _inverted(torch.empty(parameter.shape, device="meta"), row.pattern, sizes).shape
+    cropped = row.crop and info.shape[1:] == tuple(expected[1:]) and info.shape[:1] > tuple(expected[:1])
+    if info.shape != tuple(expected) and not cropped:
         raise WeightsError(
-            f"{info.origin}: {name} has shape {list(info.shape)}, the configuration calls for {list(parameter.shape)} "
+            f"{info.origin}: {name} has shape {list(info.shape)}, the configuration calls for {list(expected)} "
             f"({row.target}{', pattern ' + row.pattern if row.pattern else ''})"
         )
     if not info.dtype.is_floating_point:
@@ -225,6 +224,11 @@ def _chunks(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes:
 def _rearranged(value: Tensor, pattern: str, sizes: Mapping[str, int]) -> Tensor:
     left = pattern.split("->")[0].replace("(", " ").replace(")", " ").split()
     return rearrange(value, pattern, **{axis: size for axis, size in sizes.items() if axis in left})
+
+
+def _inverted(value: Tensor, pattern: str, sizes: Mapping[str, int]) -> Tensor:
+    left, right = pattern.split("->")
+    return _rearranged(value, f"{right} -> {left}", sizes)
 
 
 def _few(names: Sequence[str], most: int = 4) -> str:

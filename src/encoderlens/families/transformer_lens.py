@@ -46,6 +46,7 @@ ROWS = (
     *_affine("nsp_head", "nsp_head.dense", "W", "label"),
 )
 IGNORED = ("*.attn.mask", "*.attn.IGNORE")
+EPS = 1e-5  # what its configuration says of eps when it is left out
 
 
 def rows(n_layers: int) -> list[Row]:

@@ -1,0 +1,318 @@
+"""The row table: applied, inverted, checked; and that the families' tables keep up with transformers' renames."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from encoderlens import HookedEncoder, weights
+from encoderlens.errors import ConfigError, WeightsError
+from encoderlens.families import REGISTRY, transformer_lens
+from encoderlens.tensor_source import MemorySource
+from encoderlens.weights import Row, apply, expand, find, invert, linear, norm
+from tests.checkpoints import BERT_CLASSES, assert_same_parameters, assert_same_tensors
+from tests.tiny import TINY, tiny_batch, tiny_hf
+
+SIZES = {"head": 2, "d_head": 3}
+
+
+class Small(nn.Module):
+    """A tied pair, a matrix that is stored transposed, heads that are stored apart, positions that may be cropped."""
+
+    def __init__(self, n_ctx: int = 4) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(5, 4))
+        self.tied = self.a
+        self.matrix = nn.Parameter(torch.zeros(7, 4))
+        self.heads = nn.Parameter(torch.zeros(6, 4))
+        self.positions = nn.Parameter(torch.zeros(n_ctx, 3))
+
+
+ROWS = (
+    Row("base.a", "a", legacy=("base.alpha",)),
+    Row("out.a", "tied"),
+    Row("matrix", "matrix", "d_in d_out -> d_out d_in"),
+    Row("heads", "heads", "head d_model d_head -> (head d_head) d_model"),
+    Row("positions", "positions", crop=True),
+)
+
+
+def stored(**changes: Tensor | None) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(5, 4, generator=generator)
+    tensors: dict[str, Any] = {
+        "base.a": a,
+        "out.a": a.clone(),
+        "matrix": torch.randn(4, 7, generator=generator),
+        "heads": torch.randn(2, 4, 3, generator=generator),
+        "positions": torch.randn(4, 3, generator=generator),
+    }
+    tensors |= {name.replace("__", "."): value for name, value in changes.items()}
+    return {name: value for name, value in tensors.items() if value is not None}
+
+
+def load(tensors: dict[str, Tensor], model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, weights.LoadReport]:
+    model = Small() if model is None else model
+    report = apply(ROWS, MemorySource(tensors, "the file"), model, sizes=SIZES, base_prefix="base.", **options)
+    return model, report
+
+
+def test_rows_spell_out_layers():
+    rows = expand((Row("old.{l}.w", "new.{l}.w", legacy=("older.{l}.g",)), Row("top", "top")), n_layers=2)
+    assert [row.source for row in rows] == ["old.0.w", "old.1.w", "top"]
+    assert [row.target for row in rows] == ["new.0.w", "new.1.w", "top"]
+    assert rows[1].legacy == ("older.1.g",)
+
+
+def test_helpers_of_the_table():
+    assert linear("s", "t") == (Row("s.weight", "t.weight"), Row("s.bias", "t.bias"))
+    assert [row.legacy for row in norm("s", "t")] == [("s.gamma",), ("s.beta",)]
+
+
+@pytest.mark.parametrize("name", ["base.a", "base.alpha", "a", "alpha"])
+def test_find_knows_every_spelling(name: str):
+    assert find(ROWS[0], {name}, "base.") == name
+    assert find(ROWS[0], {"other." + name}, "base.") is None
+
+
+def test_apply_and_invert_undo_each_other():
+    model, report = load(stored())
+    assert report == weights.LoadReport(loaded=5)
+    assert_same_tensors(invert(ROWS, model, SIZES), stored())
+    assert torch.equal(model.matrix, stored()["matrix"].T)
+    assert torch.equal(model.heads[3:, 0], stored()["heads"][1, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_another_dtype_are_converted_in_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 20)
+    tensors = {name: tensor.to(dtype) for name, tensor in stored().items()}
+    model, _ = load(tensors)
+    assert_same_tensors(invert(ROWS, model, SIZES), {name: tensor.float() for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize("chunk", [1, 20, 10**6])
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_tied_tensors_are_compared_to_the_last_row(chunk: int, row: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "CHUNK_BYTES", chunk)
+    tensors = stored()
+    tensors["out.a"][row, 3] += 1
+    with pytest.raises(WeightsError, match=r"the file: out\.a and base\.a are tied but differ; .*tie_word_embeddings: false"):
+        load(tensors)
+
+
+@pytest.mark.parametrize("absent", ["base.a", "out.a"])
+def test_one_of_two_tied_tensors_is_enough(absent: str):
+    tensors = stored()
+    del tensors[absent]
+    model, report = load(tensors)
+    assert report.loaded == 4
+    assert torch.equal(model.a, stored()["base.a"])
+
+
+def test_spare_tensor_of_an_untied_model_is_kept_aside():
+    rows = (ROWS[0], replace(ROWS[1], spare=True), *ROWS[2:])
+    other = torch.randn(5, 4)
+    source = MemorySource(stored(out__a=other), "the file")
+    model = Small()
+    report = apply(rows, source, model, sizes=SIZES, base_prefix="base.", tied=False)
+    assert torch.equal(model.a, stored()["base.a"])
+    assert_same_tensors(report.spare, {"out.a": other})
+    with pytest.raises(WeightsError, match="tied but differ"):
+        apply(rows, source, Small(), sizes=SIZES, base_prefix="base.")
+
+
+def test_positions_may_be_cropped():
+    model, _ = load(stored(), Small(n_ctx=3))
+    assert torch.equal(model.positions, stored()["positions"][:3])
+
+
+def test_ignored_and_left_tensors_are_reported():
+    extra = {"base__position_ids": torch.arange(4)[None], "classifier__weight": torch.ones(2)}
+    _, report = load(stored(**extra), ignored=("*position_ids",), leave=True)
+    assert report == weights.LoadReport(loaded=5, ignored=("base.position_ids",), left=("classifier.weight",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"matrix": None}, "the file lacks 1 tensors that its configuration calls for: matrix"),
+        ({"base__a": None, "out__a": None}, r"the file lacks 2 tensors .*: base\.a, out\.a"),
+        ({"matrx": torch.ones(1)}, "the file holds 1 tensors that no part of the model takes: matrx; did you mean 'matrix'"),
+        ({"a": torch.ones(5, 4)}, "the file holds 1 tensors that no part of the model takes: a"),
+        ({"base__a": torch.ones(4, 5)}, r"base\.a has shape \[4, 5\], the configuration calls for \[5, 4\] \(a\)"),
+        ({"base__a": torch.ones(20)}, r"base\.a has shape \[20\], the configuration calls for \[5, 4\]"),
+        (
+            {"matrix": torch.ones(7, 4)},
+            r"matrix has shape \[7, 4\], the configuration calls for \[4, 7\] \(matrix, pattern d_in",
+        ),
+        ({"heads": torch.ones(2, 3, 4)}, r"heads has shape \[2, 3, 4\], the configuration calls for \[2, 4, 3\]"),
+        ({"heads": torch.ones(4, 6)}, r"heads has shape \[4, 6\], the configuration calls for \[2, 4, 3\]"),
+        ({"positions": torch.ones(3, 3)}, r"positions has shape \[3, 3\], the configuration calls for \[4, 3\]"),
+        ({"positions": torch.ones(9, 2)}, r"positions has shape \[9, 2\]"),
+        ({"positions": torch.ones(())}, r"positions has shape \[\]"),
+        ({"matrix": torch.ones(4, 7, dtype=torch.int64)}, r"matrix has dtype torch\.int64; weights are floating-point"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_read(changes: dict[str, Any], message: str):
+    model = Small()
+    with pytest.raises(WeightsError, match=message):
+        load(stored(**changes), model)
+    assert all(not parameter.any() for parameter in model.parameters()), "nothing may be filled"
+
+
+def test_long_lists_of_names_are_cut():
+    extra = {f"x{index}": torch.ones(1) for index in range(9)}
+    with pytest.raises(WeightsError, match="holds 9 tensors .*: x0, x1, x2, x3 and 5 more"):
+        load(stored(**extra))
+
+
+def test_parameter_that_no_row_fills():
+    model = Small()
+    model.forgotten = nn.Parameter(torch.zeros(1))
+    with pytest.raises(WeightsError, match="the family's table fills no parameter forgotten"):
+        load(stored(), model)
+
+
+# transformers' own renames
+
+
+@pytest.mark.parametrize("model_type", REGISTRY)
+def test_every_rename_of_transformers_is_known(model_type: str):
+    """Each old spelling that transformers turns into a key of the family is a spelling of the family's row."""
+    family = REGISTRY[model_type]
+    config = transformers.CONFIG_MAPPING[model_type](**TINY[model_type])
+    reached = set()
+    for hf_class in family.classes:
+        with torch.device("meta"):
+            hf_model = getattr(transformers, hf_class)(config)
+        rows = family.rows(family.parts_in(hf_model.state_dict()), config.num_hidden_layers)
+        for rename in get_model_conversion_mapping(hf_model):
+            assert isinstance(rename, WeightRenaming), f"{model_type} has a conversion that is more than a rename: {rename}"
+            backwards = rename.reverse_transform()
+            for name in hf_model.state_dict():
+                old, pattern = backwards.rename_source_key(name)
+                if pattern is None:
+                    continue
+                reached.add(rename.source_patterns[0])
+                assert any(find(row, {old}, family.base_prefix) for row in rows), f"no row finds {old}, an old name of {name}"
+    assert {"LayerNorm.gamma", "LayerNorm.beta"} <= reached, "the walk has lost sight of the renames that BERT has"
+
+
+@pytest.mark.parametrize("hf_class", BERT_CLASSES)
+def test_every_key_of_transformers_is_in_the_table(hf_class: str):
+    family = REGISTRY["bert"]
+    names = tiny_hf(hf_class).state_dict()
+    rows = family.rows(family.parts_in(names), 3)
+    found = {find(row, names, family.base_prefix) for row in rows}
+    assert set(names) - found <= {name for name in names if re.search("position_ids|token_type_ids", name)}
+
+
+# TransformerLens' state dicts
+
+TL_CONFIG = {
+    "d_model": 40,
+    "d_head": 8,
+    "n_layers": 3,
+    "n_ctx": 37,
+    "d_vocab": 188,
+    "d_mlp": 52,
+    "act_fn": "gelu",
+    "eps": 1e-12,
+    "attention_dir": "bidirectional",
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def lens_state(bert: HookedEncoder) -> dict[str, Tensor]:
+    """The weights of the twin as TransformerLens' HookedEncoder would save them, its buffers included."""
+    tensors = invert(transformer_lens.rows(3), bert, {"head": 5, "d_head": 8})
+    buffers = {f"blocks.{layer}.attn.mask": torch.empty(0, 0) for layer in range(3)}
+    buffers |= {f"blocks.{layer}.attn.IGNORE": torch.tensor(-torch.inf) for layer in range(3)}
+    return {name: tensor.clone() for name, tensor in tensors.items()} | buffers
+
+
+def test_lens_state_dict_has_the_shapes_of_transformer_lens(lens_state: dict[str, Tensor]):
+    shapes = {name: list(tensor.shape) for name, tensor in lens_state.items()}
+    expected = {
+        "embed.embed.W_E": [188, 40],
+        "embed.pos_embed.W_pos": [37, 40],
+        "embed.token_type_embed.W_token_type": [2, 40],
+        "blocks.1.attn.W_Q": [5, 40, 8],
+        "blocks.1.attn.W_O": [5, 8, 40],
+        "blocks.1.attn.b_K": [5, 8],
+        "blocks.1.mlp.W_in": [40, 52],
+        "blocks.1.mlp.W_out": [52, 40],
+        "mlm_head.W": [40, 40],
+        "unembed.W_U": [40, 188],
+        "nsp_head.W": [40, 2],
+    }
+    assert {name: shapes[name] for name in expected} == expected
+    assert len(shapes) == 5 + 3 * (16 + 2) + 4 + 2 + 4
+
+
+def test_lens_state_dict_round_trip(bert: HookedEncoder, lens_state: dict[str, Tensor]):
+    batch = tiny_batch()
+    model = HookedEncoder.from_transformer_lens_state_dict(lens_state, TL_CONFIG)
+    assert_same_parameters(model, bert)
+    assert not model.training
+    assert len(model.load_report.ignored) == 6
+    for task in ("masked_lm", "next_sentence"):
+        with bert.use_task(task), model.use_task(task):
+            expected = bert(batch["tokens"], "logits", batch["types"], batch["mask"])
+            assert torch.equal(model(batch["tokens"], "logits", batch["types"], batch["mask"]), expected)
+
+
+def test_lens_state_dict_under_an_encoder_config(bert: HookedEncoder, lens_state: dict[str, Tensor]):
+    model = HookedEncoder.from_transformer_lens_state_dict(lens_state, bert.cfg.encoder, device="cpu")
+    assert_same_parameters(model, bert)
+
+
+def test_untied_lens_state_dict_stays_untied(lens_state: dict[str, Tensor]):
+    lens_state["unembed.W_U"] = lens_state["unembed.W_U"] + 1
+    model = HookedEncoder.from_transformer_lens_state_dict(lens_state, TL_CONFIG)
+    assert torch.equal(model.W_U, lens_state["unembed.W_U"])
+    assert torch.equal(model.W_E, lens_state["embed.embed.W_E"])
+    with pytest.raises(WeightsError, match=r"unembed\.W_U and embed\.embed\.W_E are tied but differ"):
+        HookedEncoder.from_transformer_lens_state_dict(lens_state, TL_CONFIG | {"tie_word_embeddings": True})
+
+
+def test_lens_dictionary_without_eps_means_what_it_means_there(lens_state: dict[str, Tensor]):
+    cfg = {name: value for name, value in TL_CONFIG.items() if name != "eps"}
+    assert HookedEncoder.from_transformer_lens_state_dict(lens_state, cfg).cfg.eps == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks.1.attn.W_Q": None}, r"the TransformerLens state dict lacks 1 tensors .*: blocks\.1\.attn\.W_Q"),
+        ({"nsp_head.b": None}, r"lacks 1 tensors .*: nsp_head\.b"),
+        ({"blocks.3.ln1.w": torch.ones(40)}, r"holds 1 tensors that no part of the model takes: blocks\.3\.ln1\.w"),
+        ({"blocks.0.attn.W_O": torch.ones(8, 5, 40)}, r"W_O has shape \[8, 5, 40\], the configuration calls for \[5, 8, 40\]"),
+        ({"mlm_head.W": torch.ones(1600)}, r"mlm_head\.W has shape \[1600\], the configuration calls for \[40, 40\]"),
+    ],
+)
+def test_lens_state_dict_that_does_not_fit(changes: dict[str, Tensor | None], message: str, lens_state: dict[str, Tensor]):
+    changed = {name: tensor for name, tensor in (lens_state | changes).items() if tensor is not None}
+    with pytest.raises(WeightsError, match=message):
+        HookedEncoder.from_transformer_lens_state_dict(changed, TL_CONFIG)
+
+
+def test_lens_state_dict_holds_more_than_a_model_with_fewer_heads(lens_state: dict[str, Tensor]):
+    masked_lm = HookedEncoder.from_pretrained(hf_model=tiny_hf("BertForMaskedLM"), device="cpu").cfg.encoder
+    with pytest.raises(WeightsError, match=r"holds 4 tensors that no part of the model takes: pooler\.W, pooler\.b, nsp_head"):
+        HookedEncoder.from_transformer_lens_state_dict(lens_state, masked_lm, device="cpu")
+
+
+def test_lens_configuration_for_another_model(lens_state: dict[str, Tensor]):
+    with pytest.raises(ConfigError, match="attention_dir='causal'"):
+        HookedEncoder.from_transformer_lens_state_dict(lens_state, TL_CONFIG | {"attention_dir": "causal"})
+    with pytest.raises(WeightsError, match=r"blocks\.2\."):
+        HookedEncoder.from_transformer_lens_state_dict(lens_state, TL_CONFIG | {"n_layers": 2})
