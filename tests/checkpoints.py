@@ -24,15 +24,9 @@ SAFETENSORS = "model.safetensors"
 BIN = "pytorch_model.bin"
 
 
-def tiny_bert(hf_class: str, seed: int = 0, **overrides: Any) -> Any:
-    """A tiny model; question answering has two logits, a start and an end."""
-    labels = {"num_labels": 2} if hf_class == "BertForQuestionAnswering" else {}
-    return tiny_hf(hf_class, seed, **labels | overrides)
-
-
 def save_tiny(hf_class: str, folder: Path, seed: int = 0, **overrides: Any) -> Any:
     """A tiny Hugging Face model, saved to ``folder``."""
-    hf_model = tiny_bert(hf_class, seed, **overrides)
+    hf_model = tiny_hf(hf_class, seed, **overrides)
     hf_model.save_pretrained(folder)
     return hf_model
 

@@ -4,6 +4,7 @@ A part names the component that it becomes (``component``), and its fields are t
 choose parts; nothing else decides what a model looks like.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -210,6 +211,10 @@ class EncoderConfig:
         return self.positions.positional_embedding_type
 
     @property
+    def tie_word_embeddings(self) -> bool:
+        return all(head.tied for head in self.heads if isinstance(head, MaskedLMPart))
+
+    @property
     def normalization_type(self) -> str:
         return "LN"
 
@@ -284,7 +289,7 @@ class ModelRequest:
     flags: dict[str, bool]
 
 
-# Fields of TransformerLens' configuration whose only meaning for an encoder is their neutral value.
+# Fields of TransformerLens' configuration that ask for something which an encoder here does not have, and their neutral value.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "normalization_type": ("LN",),
     "positional_embedding_type": ("standard",),
@@ -304,10 +309,45 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "load_in_4bit": (False,),
     "from_checkpoint": (False,),
     "init_weights": (True,),
+    "n_key_value_heads": (None,),
+    "uses_rms_norm": (False,),
+    "layer_norm_folding": (False,),
+    "num_experts": (None,),
+    "experts_per_token": (None,),
+    "norm_topk_prob": (False,),
+    "use_qk_norm": (False,),
+    "clip_qkv": (None,),
+    "use_logn_attn": (False,),
+    "use_dynamic_ntk_rope": (False,),
+    "use_NTK_by_parts_rope": (False,),
+    "use_yarn_rope": (False,),
+    "use_attention_sinks": (False,),
+    "use_normalization_before_and_after": (False,),
+    "ungroup_grouped_query_attention": (False,),
+    "attn_scores_soft_cap": (-1.0,),
+    "output_logits_soft_cap": (-1.0,),
+    "checkpoint_index": (None,),
+    "checkpoint_label_type": (None,),
+    "checkpoint_value": (None,),
+    "window_size": (None,),
+    "attn_types": (None,),
+    "rotary_dim": (None,),
+    "relative_attention_max_distance": (None,),
+    "relative_attention_num_buckets": (None,),
+    "quantization_method": (None,),
 }
+# Fields that tune one of those, or describe text and provenance; whatever they say changes nothing.
+_IDLE = (
+    *("original_architecture", "n_params", "default_prepend_bos", "tokenizer_prepends_bos", "decoder_start_token_id"),
+    *("train_seq_length", "rotary_base", "rotary_base_local", "rotary_scaling_factor", "rotary_adjacent_pairs"),
+    *("NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor", "NTK_original_ctx_len"),
+    *("yarn_factor", "yarn_attention_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_original_max_position_embeddings"),
+    *("yarn_truncate", "yarn_global_attn_only"),
+)
 _READ = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "d_mlp", "act_fn", "eps", "initializer_range")
 _RUNTIME = ("device", "dtype", "seed", "tokenizer_name", "model_name", "attention_dir", "attn_scale", "d_vocab_out")
 _OWN = ("n_token_types", "tie_word_embeddings", *ModelConfig.FLAGS)
+_WHOLE = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "n_token_types")
 
 
 def request_from_dict(values: dict[str, Any]) -> ModelRequest:
@@ -324,12 +364,14 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
     missing = [name for name in ("d_model", "n_layers", "n_ctx", "d_vocab") if name not in values]
     if missing:
         raise ConfigError(f"the configuration lacks {', '.join(missing)}")
+    for name in _WHOLE:
+        if not isinstance(values.get(name, 1), int):
+            raise ConfigError(f"{name} is {values[name]!r}; it must be a positive whole number")
     d_model = values["d_model"]
     n_heads, d_head = _heads(values, d_model)
-    if values.get("attn_scale", -1.0) not in (-1.0, d_head**0.5):
-        raise ConfigError(
-            f"attn_scale={values['attn_scale']!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})"
-        )
+    attn_scale = values.get("attn_scale", -1.0)
+    if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
+        raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
     if values.get("d_vocab_out", -1) not in (-1, values["d_vocab"]):
         raise ConfigError("d_vocab_out differs from d_vocab: the masked-LM head scores the word pieces of the embedding")
     act_fn = values.get("act_fn", "gelu")
@@ -355,7 +397,7 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:
-    known = (*_READ, *_RUNTIME, *_OWN, *_NEUTRAL)
+    known = (*_READ, *_RUNTIME, *_OWN, *_NEUTRAL, *_IDLE)
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"{name!r} is not a field of an encoder's configuration{did_you_mean(name, known)}")

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class HookedEncoder(Encoder):
     @classmethod
     def from_pretrained(
         cls,
-        model_name: str | None = None,
+        model_name: str | Path | None = None,
         checkpoint_index: int | None = None,
         checkpoint_value: int | None = None,
         hf_model: Any = None,
@@ -117,6 +118,7 @@ class HookedEncoder(Encoder):
             raise ConfigError(
                 "checkpoint_index and checkpoint_value have no meaning for encoders: name a training step by revision="
             )
+        model_name = None if model_name is None else str(model_name)
         checkpoint = loading.open_checkpoint(model_name, hf_model=hf_model, revision=revision, task=task)
         family = checkpoint.family
         encoder = family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
@@ -129,6 +131,7 @@ class HookedEncoder(Encoder):
             sizes=_axis_sizes(encoder),
             base_prefix=family.base_prefix,
             ignored=family.ignored,
+            tied=encoder.tie_word_embeddings,
             leave=checkpoint.leave,
         )
         if model.load_report.left:
@@ -153,18 +156,19 @@ class HookedEncoder(Encoder):
 
         Args:
             state_dict: all of its tensors.
-            cfg: its configuration's fields as a dictionary, or an EncoderConfig.
+            cfg: its configuration's fields as a dictionary, those left out at TransformerLens' defaults, or an EncoderConfig.
             tokenizer, kwargs: as for the class.
 
         Raises:
             WeightsError: for tensors that are missing, left over or misshapen.
         """
-        if isinstance(cfg, dict) and "tie_word_embeddings" not in cfg:
-            cfg = cfg | {"tie_word_embeddings": _tied(state_dict)}
+        if isinstance(cfg, dict):
+            cfg = {"eps": transformer_lens.EPS, "tie_word_embeddings": _tied(state_dict)} | cfg
         model = cls(cfg, tokenizer, init_weights=False, **kwargs)
         encoder = model.cfg.encoder
         source = MemorySource(state_dict, "the TransformerLens state dict")
-        table = transformer_lens.rows(encoder.n_layers)
+        targets = dict(model.named_parameters(remove_duplicate=False))
+        table = [row for row in transformer_lens.rows(encoder.n_layers) if row.target in targets]
         model.load_report = weights.apply(table, source, model, sizes=_axis_sizes(encoder), ignored=transformer_lens.IGNORED)
         return model.eval()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from encoderlens.config import HeadPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
 from encoderlens.families import family_of
 from encoderlens.families.family import ConfigReader, Family
@@ -30,6 +31,7 @@ TOKENIZER_FILES = (
 )
 TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ENCODER_TASK = "encoder"
+_NEED_POOLER = frozenset(part.task for part in HeadPart.__subclasses__() if part.needs_pooler)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Checkpoint:
 def embedded_names() -> list[str]:
     """The checkpoints that ship with the package."""
     root = files("encoderlens") / "checkpoints"
+    if not root.is_dir():
+        return []
     return sorted(f"{EMBEDDED_PREFIX}{entry.name}" for entry in root.iterdir() if (entry / "config.json").is_file())
 
 
@@ -89,7 +93,7 @@ def open_checkpoint(
     where = str(folder / "config.json")
     values = _read_json(folder / "config.json")
     family = family_of(values.get("model_type"), where)
-    config = _config_class(family.model_type).from_dict(values).to_dict()
+    config = _complete(family, values, where)
     declared = values.get("architectures") or []
     return _understand(family, declared, config, open_folder(folder), task, where, folder, model_name)
 
@@ -122,12 +126,20 @@ def _understand(
         return Checkpoint(family, family.base_class, None, parts, config, source, where, folder, name, leave=True)
     hf_class = _class_of(family, declared, present, task, where)
     tasks = family.classes[hf_class]
-    foreign = _ambiguous(family, present, tasks)
-    parts = present - foreign
+    parts = present - _rivals(family, present, tasks)
+    if task in parts:
+        parts -= _rivals(family, parts, (task,))
+    _check_distinct(family, parts, where)
     for wanted in tasks:
         if wanted not in parts:
             key = family.head_rows[wanted][0].source
             raise WeightsError(f"{where} is a {hf_class}, but the weights of its {wanted} head ({key}, …) are missing")
+    pooled = sorted(parts & _NEED_POOLER)
+    if pooled and "pooler" not in parts:
+        key = family.head_rows["pooler"][0].source
+        raise WeightsError(
+            f"{where} has a {pooled[0]} head, but the weights of the pooler that it reads ({key}, …) are missing"
+        )
     chosen = _task_of(task, tasks, parts, where)
     return Checkpoint(family, hf_class, chosen, parts, config, source, where, folder, name, leave=False)
 
@@ -148,10 +160,22 @@ def _class_of(family: Family, declared: list[str], present: frozenset[str], task
     return family.class_for(present, where)
 
 
-def _ambiguous(family: Family, present: frozenset[str], tasks: tuple[str, ...]) -> frozenset[str]:
-    """Heads that are only there because another one has the same keys."""
+def _rivals(family: Family, present: frozenset[str], tasks: tuple[str, ...]) -> frozenset[str]:
+    """Heads that only seem to be there, because one of ``tasks`` has the same keys."""
     own = {row.source for task in tasks for row in family.head_rows[task]}
     return frozenset(part for part in present if part not in tasks and any(row.source in own for row in family.head_rows[part]))
+
+
+def _check_distinct(family: Family, parts: frozenset[str], where: str) -> None:
+    owners: dict[str, str] = {}
+    for part in sorted(parts):
+        for row in family.head_rows[part]:
+            owner = owners.setdefault(row.source, part)
+            if owner != part:
+                raise UnknownArchitectureError(
+                    f"{where}: {row.source} can belong to a {owner} or a {part} head; name the class in architectures, or "
+                    "choose one by task="
+                )
 
 
 def _task_of(task: str | None, tasks: tuple[str, ...], parts: frozenset[str], where: str) -> str | None:
@@ -250,6 +274,14 @@ def default_device() -> torch.device:
 def hf_config(model_type: str, values: Mapping[str, Any]) -> Any:
     """A Hugging Face configuration object with these values."""
     return _config_class(model_type).from_dict(dict(values))
+
+
+def _complete(family: Family, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A configuration with its class's defaults for what it leaves out."""
+    try:
+        return hf_config(family.model_type, values).to_dict()
+    except Exception as error:  # each class of transformers has checks, and errors, of its own
+        raise ConfigError(f"{where} is not a {family.name} configuration: {' '.join(str(error).split())}") from error
 
 
 def _config_class(model_type: str) -> Any:

@@ -13,6 +13,8 @@ def family_of(model_type: str | None, where: str) -> Family:
     Raises:
         UnknownArchitectureError: for one that is not in the registry, with those that are.
     """
+    if model_type is None:
+        raise UnknownArchitectureError(f"{where} lacks model_type; add it: one of {', '.join(sorted(REGISTRY))}")
     if model_type not in REGISTRY:
         raise UnknownArchitectureError(
             f"{where} has model_type {model_type!r}, which is not supported; supported: {', '.join(sorted(REGISTRY))}"

@@ -60,7 +60,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
     reader.ignore("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
     reader.ignore("pooler_size_per_head", "pooler_type")
     d_model, n_heads = reader.read("hidden_size"), reader.read("num_attention_heads")
-    if d_model % n_heads:
+    if n_heads < 1 or d_model % n_heads:
         raise ConfigError(f"hidden_size={d_model} is not a multiple of num_attention_heads={n_heads}")
     dropout = reader.read("hidden_dropout_prob")
     act_fn = reader.read("hidden_act")
@@ -122,6 +122,10 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
         if isinstance(head, SequenceClassificationPart | TokenClassificationPart):
             values["id2label"] = dict(enumerate(head.labels))
             values["label2id"] = {label: index for index, label in enumerate(head.labels)}
+            if head.dropout != cfg.embed.dropout:
+                values["classifier_dropout"] = head.dropout
+        if isinstance(head, SequenceClassificationPart):
+            values["problem_type"] = head.problem_type
     return values
 
 

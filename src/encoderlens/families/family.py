@@ -16,6 +16,16 @@ HARMLESS = frozenset(
     + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id")
     + ("id2label", "label2id", "num_labels", "problem_type")
 )
+# What transformers before version 5 wrote into the configuration of any model, encoders included.
+LEFT_OVER = frozenset(
+    ("_attn_implementation_autoset", "_num_labels", "output_past", "use_bfloat16", "xla_device", "tf_legacy_loss")
+    + ("do_sample", "early_stopping", "max_length", "min_length", "num_beams", "num_beam_groups", "num_return_sequences")
+    + ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty")
+    + ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "eos_token_ids", "decoder_start_token_id")
+    + ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "remove_invalid_values")
+    + ("exponential_decay_length_penalty", "output_scores", "return_dict_in_generate", "prefix", "task_specific_params")
+    + ("tie_encoder_decoder", "cross_attention_hidden_size")
+)
 
 
 class ConfigReader:
@@ -31,7 +41,7 @@ class ConfigReader:
         self._values = values
         self._defaults = defaults
         self._where = where
-        self._seen: set[str] = set(HARMLESS)
+        self._seen: set[str] = set(HARMLESS | LEFT_OVER)
 
     def read(self, key: str) -> Any:
         """A value that the family understands."""
@@ -60,6 +70,7 @@ class ConfigReader:
 
     def finish(self) -> None:
         """Refuse what was neither read, required nor ignored, unless it is at its default."""
+        self.require(pruned_heads={})
         for key, value in self._values.items():
             if key not in self._seen and not (key in self._defaults and self._defaults[key] == value):
                 raise ConfigError(

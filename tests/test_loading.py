@@ -1,0 +1,776 @@
+"""from_pretrained: every kind of checkpoint that should load does, bit by bit, and every other says what is wrong with it."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import encoderlens
+from encoderlens import HookedEncoder
+from encoderlens.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    InputError,
+    TaskError,
+    TokenizerMissingError,
+    UnknownArchitectureError,
+    WeightsError,
+)
+from encoderlens.loading import embedded_names, tokenizer_named
+from encoderlens.weights import CHUNK_BYTES
+from tests.checkpoints import (
+    BERT_CLASSES,
+    FORMATS,
+    SAFETENSORS,
+    assert_same_parameters,
+    assert_same_tensors,
+    edit_config,
+    edit_tensors,
+    read_config,
+    read_tensors,
+    rename_tensors,
+    save_tiny,
+    write_tensors,
+)
+from tests.tiny import TOKENIZER, tiny_batch, tiny_hf
+
+WORDS = "embeddings__word_embeddings__weight"
+
+
+def load(source: Any, **options: Any) -> HookedEncoder:
+    if isinstance(source, Path | str):
+        return HookedEncoder.from_pretrained(source, device="cpu", **options)
+    return HookedEncoder.from_pretrained(hf_model=source, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """A tiny model of each class and the folder it is saved to, which no test may change."""
+    made: dict[str, tuple[Any, Path]] = {}
+
+    def get(hf_class: str) -> tuple[Any, Path]:
+        if hf_class not in made:
+            folder = tmp_path_factory.mktemp(hf_class)
+            made[hf_class] = save_tiny(hf_class, folder), folder
+        return made[hf_class]
+
+    return get
+
+
+@pytest.fixture
+def folder(saved: Callable, tmp_path: Path) -> Path:
+    """A BertForPreTraining folder of one's own."""
+    return shutil.copytree(saved("BertForPreTraining")[1], tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def folder_of(saved: Callable, tmp_path: Path) -> Callable[[str], Path]:
+    return lambda hf_class: shutil.copytree(saved(hf_class)[1], tmp_path / hf_class)
+
+
+# What loads
+
+
+@pytest.mark.parametrize("hf_class", BERT_CLASSES)
+def test_a_folder_gives_what_the_model_in_memory_gives(hf_class: str, saved: Callable):
+    hf_model, folder = saved(hf_class)
+    from_folder, from_memory = load(folder), load(hf_model)
+    assert_same_parameters(from_folder, from_memory)
+    assert from_folder.cfg.original_architecture == hf_class
+    assert torch.equal(from_folder.W_E, hf_model.get_input_embeddings().weight)
+    assert not from_folder.training
+    assert from_folder.cfg.model_name == str(folder)
+
+
+def test_hf_model_is_copied(saved: Callable):
+    hf_model = tiny_hf("BertModel")
+    model = load(hf_model)
+    with torch.no_grad():
+        hf_model.embeddings.word_embeddings.weight.zero_()
+    assert model.W_E.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("hf_class", ["BertForPreTraining", "BertModel"])
+def test_every_format_is_bit_identical(kind: str, hf_class: str, saved: Callable, tmp_path: Path):
+    hf_model, folder = saved(hf_class)
+    shutil.copy(folder / "config.json", tmp_path)
+    FORMATS[kind](read_tensors(folder), tmp_path)
+    assert_same_parameters(load(tmp_path), load(hf_model))
+
+
+def test_shards_written_by_transformers(tmp_path: Path):
+    hf_model = tiny_hf("BertForPreTraining")
+    hf_model.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_same_parameters(load(tmp_path), load(hf_model))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "old bin", "safetensors shards"])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("wanted", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_stored_and_wanted_dtype_are_independent(
+    kind: str, stored: torch.dtype, wanted: torch.dtype, saved: Callable, tmp_path: Path
+):
+    hf_model, folder = saved("BertForNextSentencePrediction")
+    shutil.copy(folder / "config.json", tmp_path)
+    FORMATS[kind]({name: tensor.to(stored) for name, tensor in read_tensors(folder).items()}, tmp_path)
+    model = load(tmp_path, dtype=wanted)
+    assert model.cfg.dtype == wanted
+    for ours, theirs in [(model.W_E, "embeddings.word_embeddings"), (model.nsp_head.dense.weight, "cls.seq_relationship")]:
+        expected = hf_model.get_parameter(("bert." if "cls" not in theirs else "") + theirs + ".weight")
+        assert torch.equal(ours, expected.to(stored).to(wanted))
+
+
+def test_weights_stay_when_the_file_is_saved_over(folder: Path):
+    model = load(folder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    content = (folder / SAFETENSORS).read_bytes()
+    (folder / SAFETENSORS).write_bytes(bytes(len(content)))
+    (folder / SAFETENSORS).write_bytes(b"")
+    assert_same_tensors(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("path", [str, Path], ids=["str", "Path"])
+def test_a_folder_may_be_a_string_or_a_path(path: Callable, folder: Path):
+    assert load(path(folder)).cfg.model_name == str(folder)
+
+
+def test_home_is_understood(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load(f"~/{folder.name}").cfg.n_layers == 3
+
+
+# Old and odd spellings
+
+
+def _old_norms(name: str) -> str:
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+@pytest.mark.parametrize(
+    "rename", [_old_norms, lambda name: name.removeprefix("bert."), lambda name: _old_norms(name).removeprefix("bert.")]
+)
+def test_old_names(rename: Callable[[str], str], folder: Path, saved: Callable):
+    rename_tensors(folder, rename)
+    assert_same_parameters(load(folder), load(saved("BertForPreTraining")[0]))
+
+
+def test_base_model_saved_with_the_prefix(folder_of: Callable, saved: Callable):
+    folder = folder_of("BertModel")
+    rename_tensors(folder, lambda name: f"bert.{name}")
+    assert_same_parameters(load(folder), load(saved("BertModel")[0]))
+
+
+def test_position_ids_are_ignored_by_name(folder: Path, saved: Callable):
+    edit_tensors(folder, bert__embeddings__position_ids=torch.arange(37)[None])
+    model = load(folder)
+    assert model.load_report.ignored == ("bert.embeddings.position_ids",)
+    assert model.load_report.loaded == len(read_tensors(folder)) - 1
+    assert_same_parameters(model, load(saved("BertForPreTraining")[0]))
+
+
+@pytest.mark.parametrize("present", ["decoder.weight", "decoder.bias", "both"])
+def test_tied_decoder_may_be_there(present: str, folder: Path, saved: Callable):
+    hf_model = saved("BertForPreTraining")[0]
+    assert not any("decoder" in name for name in read_tensors(folder)), "transformers leaves out what is tied"
+    copies = {
+        "cls__predictions__decoder__weight": hf_model.bert.embeddings.word_embeddings.weight,
+        "cls__predictions__decoder__bias": hf_model.cls.predictions.bias,
+    }
+    edit_tensors(folder, **{name: value for name, value in copies.items() if present == "both" or name.endswith(present[8:])})
+    model = load(folder)
+    assert model.unembed.weight is model.embed.embed.weight
+    assert_same_parameters(model, load(hf_model))
+
+
+def test_decoder_bias_alone(folder: Path, saved: Callable):
+    bias = read_tensors(folder)["cls.predictions.bias"]
+    edit_tensors(folder, cls__predictions__bias=None, cls__predictions__decoder__bias=bias)
+    assert_same_parameters(load(folder), load(saved("BertForPreTraining")[0]))
+
+
+@pytest.mark.parametrize("name", ["cls__predictions__decoder__weight", "cls__predictions__decoder__bias"])
+def test_tied_but_different(name: str, folder: Path):
+    shape = (188, 40) if name.endswith("weight") else (188,)
+    edit_tensors(folder, **{name: torch.ones(shape)})
+    with pytest.raises(WeightsError, match=r"model\.safetensors: cls\.predictions\.\S+ and \S+ are tied but differ"):
+        load(folder)
+
+
+def test_tied_but_different_names_the_remedy_and_the_remedy_works(folder: Path):
+    decoder = torch.randn(188, 40)
+    edit_tensors(folder, cls__predictions__decoder__weight=decoder)
+    with pytest.raises(WeightsError, match=r"its config\.json must say tie_word_embeddings: false"):
+        load(folder)
+    edit_config(folder, tie_word_embeddings=False)
+    model = load(folder)
+    assert torch.equal(model.unembed.weight, decoder)
+    assert not torch.equal(model.W_E, decoder)
+
+
+def test_untied_model_loads_both_and_gives_the_same_logits(tmp_path: Path):
+    hf_model = save_tiny("BertForMaskedLM", tmp_path, tie_word_embeddings=False)
+    model = load(tmp_path)
+    assert model.unembed.weight is not model.embed.embed.weight
+    assert torch.equal(model.unembed.weight, hf_model.cls.predictions.decoder.weight)
+    assert torch.equal(model.embed.embed.weight, hf_model.bert.embeddings.word_embeddings.weight)
+    assert torch.equal(model.unembed.bias, hf_model.cls.predictions.decoder.bias)
+    assert list(model.load_report.spare) == ["cls.predictions.bias"], "Hugging Face's model keeps it, and reads decoder.bias"
+    tokens = tiny_batch()["tokens"]
+    theirs = hf_model(tokens).logits
+    assert (model(tokens) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    back = model.to_hf()
+    assert back.config.tie_word_embeddings is False
+    assert (back(tokens).logits - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_untied_model_with_one_bias(tmp_path: Path):
+    save_tiny("BertForMaskedLM", tmp_path, tie_word_embeddings=False)
+    edit_tensors(tmp_path, cls__predictions__decoder__bias=None)
+    assert torch.equal(load(tmp_path).unembed.bias, read_tensors(tmp_path)["cls.predictions.bias"])
+
+
+# Classes and heads
+
+
+@pytest.mark.parametrize(
+    ("hf_class", "inferred"),
+    [
+        ("BertModel", "BertModel"),
+        ("BertForPreTraining", "BertForPreTraining"),
+        ("BertForMaskedLM", "BertForMaskedLM"),
+        ("BertForNextSentencePrediction", "BertForNextSentencePrediction"),
+        ("BertForQuestionAnswering", "BertForQuestionAnswering"),
+    ],
+)
+@pytest.mark.parametrize("architectures", [None, []], ids=["null", "empty"])
+def test_class_is_inferred_from_the_weights(hf_class: str, inferred: str, architectures: Any, folder_of: Callable):
+    folder = folder_of(hf_class)
+    edit_config(folder, architectures=architectures)
+    assert load(folder).cfg.original_architecture == inferred
+
+
+@pytest.mark.parametrize("hf_class", ["BertForSequenceClassification", "BertForTokenClassification"])
+def test_class_that_cannot_be_inferred_is_asked_for(hf_class: str, folder_of: Callable, saved: Callable):
+    folder = folder_of(hf_class)
+    config = read_config(folder)
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownArchitectureError, match=r"config\.json names no architectures, .* add one of BertModel, .*"):
+        load(folder)
+    if hf_class == "BertForTokenClassification":
+        model = load(folder, task="token_classification")
+        assert_same_parameters(model, load(saved(hf_class)[0]))
+
+
+def test_classifier_of_an_undeclared_kind_is_asked_for(folder_of: Callable, saved: Callable):
+    folder = folder_of("BertForSequenceClassification")
+    edit_config(folder, architectures=["BertModel"])
+    with pytest.raises(UnknownArchitectureError, match=r"classifier\.weight can belong to a .* or a .* head; name the class"):
+        load(folder)
+    model = load(folder, task="sequence_classification")
+    assert list(model.heads) == ["sequence_classification"]
+    assert_same_parameters(model, load(saved("BertForSequenceClassification")[0]))
+
+
+def test_a_checkpoint_carries_every_head_that_it_holds(folder: Path, saved: Callable):
+    edit_config(folder, architectures=["BertForMaskedLM"])
+    model = load(folder)
+    assert list(model.heads) == ["masked_lm", "next_sentence"]
+    assert model.task == "masked_lm"
+    assert model.cfg.original_architecture == "BertForMaskedLM"
+    hf_model, batch = saved("BertForPreTraining")[0], tiny_batch()
+    theirs = hf_model(batch["tokens"], token_type_ids=batch["types"]).seq_relationship_logits
+    ours = model.next_sentence(batch["tokens"], token_type_ids=batch["types"])
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("hf_class", "task"),
+    [
+        ("BertModel", None),
+        ("BertForPreTraining", "masked_lm"),
+        ("BertForMaskedLM", "masked_lm"),
+        ("BertForNextSentencePrediction", "next_sentence"),
+        ("BertForSequenceClassification", "sequence_classification"),
+        ("BertForTokenClassification", "token_classification"),
+        ("BertForQuestionAnswering", "question_answering"),
+    ],
+)
+def test_default_task(hf_class: str, task: str | None, saved: Callable):
+    assert load(saved(hf_class)[1]).task == task
+
+
+def test_task_chooses_the_default_head(folder: Path):
+    assert load(folder, task="next_sentence").task == "next_sentence"
+
+
+@pytest.mark.parametrize(
+    ("hf_class", "task", "message"),
+    [
+        (
+            "BertForPreTraining",
+            "question_answering",
+            "no 'question_answering' head: it has masked_lm, next_sentence; task='enc",
+        ),
+        ("BertForSequenceClassification", "token_classification", "no 'token_classification' head: it has sequence_classific"),
+        ("BertModel", "masked_lm", "no 'masked_lm' head: it has no head; task='encoder' loads just the encoder"),
+        ("BertForMaskedLM", "masked-lm", "no 'masked-lm' head: it has masked_lm"),
+    ],
+)
+def test_task_without_its_head(hf_class: str, task: str, message: str, saved: Callable):
+    with pytest.raises(TaskError, match=message):
+        load(saved(hf_class)[1], task=task)
+
+
+def test_encoder_of_a_class_that_is_not_supported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    hf_model = save_tiny("BertForMultipleChoice", tmp_path)
+    with pytest.raises(UnknownArchitectureError, match=r"declares BertForMultipleChoice, which is not supported.*") as caught:
+        load(tmp_path)
+    for expected in (*BERT_CLASSES, "task='encoder' loads just its encoder", str(tmp_path / "config.json")):
+        assert expected in str(caught.value)
+    with caplog.at_level(logging.WARNING, "encoderlens"):
+        model = load(tmp_path, task="encoder")
+    assert model.load_report.left == ("classifier.bias", "classifier.weight")
+    assert "left out, as task='encoder' asks: classifier.bias, classifier.weight" in caplog.text
+    assert model.heads == {}
+    batch = tiny_batch()
+    theirs = hf_model.bert(batch["tokens"], token_type_ids=batch["types"]).last_hidden_state
+    ours = model(batch["tokens"], token_type_ids=batch["types"])
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert torch.equal(model.pooler.dense.weight, hf_model.bert.pooler.dense.weight)
+
+
+def test_encoder_of_a_supported_class(saved: Callable, caplog: pytest.LogCaptureFixture):
+    model = load(saved("BertForMaskedLM")[1], task="encoder")
+    assert model.task is None
+    assert model.cfg.original_architecture == "BertModel"
+    assert all(name.startswith("cls.predictions.") for name in model.load_report.left)
+    assert len(model.load_report.left) == 5
+
+
+def test_nothing_is_logged_when_nothing_is_left(saved: Callable, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO, "encoderlens"):
+        model = load(saved("BertModel")[1], task="encoder")
+    assert model.load_report.left == ()
+    assert caplog.text == ""
+
+
+# Weights that do not fit
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        (
+            {"bert__encoder__layer__1__output__dense__bias": None},
+            r"lacks 1 tensors .*: bert\.encoder\.layer\.1\.output\.dense\.b",
+        ),
+        (
+            {"bert__encoder__layer__3__output__dense__bias": torch.ones(40)},
+            r"no part of the model takes: bert\.encoder\.layer\.3",
+        ),
+        (
+            {"bert__pooler__dens__weight": torch.ones(1)},
+            r"takes: bert\.pooler\.dens\.weight; did you mean 'bert\.pooler\.dense",
+        ),
+        ({f"bert__{WORDS}": torch.ones(188, 41)}, r"word_embeddings\.weight has shape \[188, 41\], .* calls for \[188, 40\]"),
+        ({f"bert__{WORDS}": torch.ones(188, 40, dtype=torch.int64)}, r"word_embeddings\.weight has dtype torch\.int64"),
+        ({"cls__seq_relationship__bias": None}, r"lacks 1 tensors .*: cls\.seq_relationship\.bias"),
+    ],
+)
+def test_tensors_that_do_not_fit(edits: dict[str, Tensor | None], message: str, folder: Path):
+    edit_tensors(folder, **edits)
+    with pytest.raises(WeightsError, match=rf"model\.safetensors.*{message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("hf_class", "start", "key"),
+    [
+        ("BertForMaskedLM", "cls.", r"cls\.predictions\.transform\.dense\.weight"),
+        ("BertForNextSentencePrediction", "cls.", r"cls\.seq_relationship\.weight"),
+        ("BertForSequenceClassification", "classifier.", r"classifier\.weight"),
+        ("BertForTokenClassification", "classifier.", r"classifier\.weight"),
+        ("BertForQuestionAnswering", "qa_outputs.", r"qa_outputs\.weight"),
+        ("BertForNextSentencePrediction", "bert.pooler", r"bert\.pooler\.dense\.weight"),
+        ("BertForSequenceClassification", "bert.pooler", r"bert\.pooler\.dense\.weight"),
+    ],
+)
+def test_declared_head_without_weights(hf_class: str, start: str, key: str, folder_of: Callable):
+    folder = folder_of(hf_class)
+    write_tensors(folder, {name: tensor for name, tensor in read_tensors(folder).items() if not name.startswith(start)})
+    with pytest.raises(WeightsError, match=rf"config\.json .*head.*\({key}, …\) are missing"):
+        load(folder)
+
+
+def test_damaged_weights_are_named_with_their_folder(folder: Path):
+    path = folder / SAFETENSORS
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(WeightsError, match=rf"{path} is truncated: .* download or copy it again"):
+        load(folder)
+
+
+# Folders and names that are no checkpoint
+
+
+def test_folder_without_config(folder: Path):
+    (folder / "config.json").unlink()
+    with pytest.raises(
+        CheckpointNotFoundError, match=r"checkpoint has no config\.json: it is not a Hugging Face checkpoint folder"
+    ):
+        load(folder)
+
+
+def test_folder_without_weights(folder: Path):
+    (folder / SAFETENSORS).unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"checkpoint holds no weights: expected one of model\.safetensors, "):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("encoderlens/nope", "there is no embedded checkpoint 'encoderlens/nope'.*; embedded: "),
+        ("./nowhere", "there is no folder './nowhere'"),
+        ("/nowhere/at/all", "there is no folder '/nowhere/at/all'"),
+        ("~/nowhere", "there is no folder '~/nowhere'"),
+        ("a/b/c", "there is no folder 'a/b/c'"),
+        ("not a name!", "'not a name!' is neither a folder nor a hub id that can be read"),
+        (
+            "org/not-in-the-cache",
+            "'org/not-in-the-cache' is not a folder, .*check the name, go online once, or give a local folder",
+        ),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, message: str):
+    with pytest.raises(CheckpointNotFoundError, match=message):
+        load(name)
+
+
+def test_no_name_at_all():
+    with pytest.raises(CheckpointNotFoundError, match="give a model: a folder, a hub id, an embedded name, or hf_model="):
+        HookedEncoder.from_pretrained(device="cpu")
+
+
+def test_a_file_is_no_folder(folder: Path):
+    with pytest.raises(CheckpointNotFoundError, match=r"model\.safetensors is a file; give the folder of the checkpoint"):
+        load(folder / SAFETENSORS)
+
+
+def test_embedded_names_are_folders_that_load():
+    for name in embedded_names():
+        assert load(name).tokenizer is not None
+
+
+def test_not_a_hugging_face_model():
+    with pytest.raises(ConfigError, match="hf_model is a transformers model, not Linear"):
+        HookedEncoder.from_pretrained(hf_model=torch.nn.Linear(2, 2))
+
+
+def test_hugging_face_model_of_an_unsupported_class():
+    with pytest.raises(
+        UnknownArchitectureError, match="BertForMultipleChoice declares BertForMultipleChoice, which is not sup"
+    ):
+        load(tiny_hf("BertForMultipleChoice"))
+
+
+# Configurations that are not understood
+
+
+@pytest.mark.parametrize("content", ["{", "", "\u00e9", "[1]", '"bert"'])
+def test_config_that_is_no_json_object(content: str, folder: Path):
+    (folder / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"config\.json is not (valid JSON|a JSON object)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (
+            {"model_type": "perceiver"},
+            UnknownArchitectureError,
+            "has model_type 'perceiver', which is not supported; supported: ",
+        ),
+        ({"model_type": "gpt2"}, UnknownArchitectureError, "has model_type 'gpt2', which is not supported; supported: .*bert"),
+        ({"model_type": None}, UnknownArchitectureError, "lacks model_type; add it: one of .*bert"),
+        ({"architectures": ["BertForMasked"]}, UnknownArchitectureError, "not supported; did you mean 'BertForMaskedLM'"),
+        ({"architectures": ["BertLMHeadModel"]}, UnknownArchitectureError, "declares BertLMHeadModel, which is not supported"),
+        ({"position_embedding_type": "relative_key"}, ConfigError, "position_embedding_type='relative_key' is not implemented"),
+        ({"is_decoder": True}, ConfigError, "is_decoder=True is not implemented; only False is"),
+        ({"add_cross_attention": True}, ConfigError, "add_cross_attention=True is not implemented"),
+        ({"pruned_heads": {"0": [1]}}, ConfigError, r"pruned_heads=\{'0': \[1\]\} is not implemented"),
+        ({"foo_bar": 1}, ConfigError, "foo_bar=1 is not understood. If it does not change the forward pass, remove it"),
+        ({"quantization_config": {"bits": 8}}, ConfigError, "quantization_config=.* is not understood"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, ConfigError, "auto_map=.* is not understood"),
+        ({"hidden_act": "gelo"}, ConfigError, "unknown activation 'gelo'; did you mean 'gelu'"),
+        ({"hidden_size": 41}, ConfigError, "hidden_size=41 is not a multiple of num_attention_heads=5"),
+        ({"num_attention_heads": 0}, ConfigError, "hidden_size=40 is not a multiple of num_attention_heads=0"),
+        ({"hidden_size": "40"}, ConfigError, "is not a BERT configuration: .*'hidden_size'.* expected int, got str"),
+        ({"num_hidden_layers": 0}, ConfigError, "n_layers is 0; it must be a positive whole number"),
+        ({"id2label": {"zero": "a"}}, ConfigError, "is not a BERT configuration: .*'zero'"),
+    ],
+)
+def test_configurations_that_are_refused(values: dict[str, Any], error: type[ConfigError], message: str, folder: Path):
+    edit_config(folder, **values)
+    with pytest.raises(error, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("ids", [["0", "2"], ["1", "2"]])
+def test_labels_with_gaps(ids: list[str], folder_of: Callable):
+    folder = folder_of("BertForTokenClassification")
+    edit_config(folder, id2label=dict.fromkeys(ids, "x"))
+    with pytest.raises(ConfigError, match=r"id2label has ids \[\d, 2\]; they must run from 0 without gaps"):
+        load(folder)
+
+
+def test_labels_come_in_the_order_of_their_ids(folder_of: Callable):
+    folder = folder_of("BertForTokenClassification")
+    edit_config(folder, id2label={"2": "c", "0": "a", "1": "b"})
+    assert load(folder).heads["token_classification"].labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"position_embedding_type": "absolute", "gradient_checkpointing": False, "use_cache": True},
+        {"torch_dtype": "float16", "transformers_version": "4.6.0", "_name_or_path": "elsewhere", "finetuning_task": "mnli"},
+        {"directionality": "bidi", "pooler_fc_size": 768, "pooler_num_fc_layers": 3, "pooler_type": "first_token_transform"},
+        {
+            "output_past": True,
+            "pruned_heads": {},
+            "num_beams": 1,
+            "do_sample": False,
+            "eos_token_ids": 0,
+            "use_bfloat16": False,
+        },
+        {"_attn_implementation_autoset": True, "task_specific_params": None, "prefix": None, "bad_words_ids": None},
+    ],
+)
+def test_keys_of_older_transformers_do_no_harm(values: dict[str, Any], folder: Path, saved: Callable):
+    edit_config(folder, **values)
+    assert_same_parameters(load(folder), load(saved("BertForPreTraining")[0]))
+
+
+@pytest.mark.parametrize("option", ["checkpoint_index", "checkpoint_value"])
+def test_checkpoint_index_points_to_revision(option: str, saved: Callable):
+    with pytest.raises(ConfigError, match="no meaning for encoders: name a training step by revision="):
+        load(saved("BertModel")[1], **{option: 3})
+
+
+# Options
+
+
+def test_context_can_be_cut(saved: Callable):
+    hf_model, folder = saved("BertForPreTraining")
+    full, short = load(folder), load(folder, n_ctx=12)
+    assert short.cfg.n_ctx == 12
+    assert torch.equal(short.W_pos, full.W_pos[:12])
+    batch = tiny_batch()
+    assert torch.equal(short(batch["tokens"]), full(batch["tokens"]))
+    with pytest.raises(InputError, match="12"):
+        short(torch.zeros(1, 13, dtype=torch.long))
+    back = short.to_hf()
+    assert back.config.max_position_embeddings == 12
+    assert torch.equal(back.bert.embeddings.position_embeddings.weight, full.W_pos[:12])
+    theirs = back(batch["tokens"]).prediction_logits
+    assert (short(batch["tokens"]) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("n_ctx", [0, 38, -1])
+def test_context_cannot_grow(n_ctx: int, saved: Callable):
+    with pytest.raises(ConfigError, match=rf"n_ctx={n_ctx}; the checkpoint has 37 positions"):
+        load(saved("BertModel")[1], n_ctx=n_ctx)
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.float16}, {"torch_dtype": torch.float16}], ids=["dtype", "torch_dtype"])
+def test_dtype_has_two_names(options: dict[str, torch.dtype], saved: Callable):
+    model = load(saved("BertModel")[1], **options)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_dtype_that_is_no_float(saved: Callable):
+    with pytest.raises(
+        ConfigError, match=r"dtype=torch\.int8; a model's dtype is torch\.float32, float16, bfloat16 or float64"
+    ):
+        load(saved("BertModel")[1], dtype=torch.int8)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")], ids=["str", "device"])
+def test_device(device: Any, saved: Callable):
+    model = HookedEncoder.from_pretrained(saved("BertModel")[1], device=device)
+    assert model.cfg.device == torch.device("cpu")
+
+
+def test_model_that_is_not_moved_stays_on_the_cpu(saved: Callable):
+    hf_model, folder = saved("BertModel")
+    model = HookedEncoder.from_pretrained(folder, device="meta", move_to_device=False)
+    assert model.cfg.device == torch.device("cpu")
+    assert_same_parameters(model, load(hf_model))
+
+
+def test_unknown_options_are_refused(saved: Callable):
+    with pytest.raises(TypeError, match="fold_ln"):
+        load(saved("BertModel")[1], fold_ln=True)
+
+
+# Tokenizers
+
+
+def test_folder_without_tokenizer_takes_tokens_only(folder: Path):
+    model = load(folder)
+    assert model.tokenizer is None
+    assert model(tiny_batch()["tokens"]).shape == (3, 11, 188)
+    with pytest.raises(TokenizerMissingError, match=r"tokenizer\.json.*vocab\.txt"):
+        model("the doctor")
+
+
+def test_folder_with_tokenizer_takes_text(folder: Path):
+    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
+    model = load(folder)
+    tokens, types, mask = model.to_tokens("the doctor")
+    assert torch.equal(model("the doctor"), model(tokens, "logits", types, mask))
+
+
+def test_tokenizer_that_is_given_comes_first(folder: Path, tokenizer: Any):
+    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
+    assert load(folder, tokenizer=tokenizer).tokenizer is tokenizer
+
+
+def test_tokenizer_of_the_name_beside_a_model_in_memory(folder: Path, saved: Callable):
+    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
+    model = HookedEncoder.from_pretrained(str(folder), hf_model=saved("BertForPreTraining")[0], device="cpu")
+    assert model.to_tokens("the doctor")[0].shape[0] == 1
+    assert model.cfg.model_name == str(folder)
+
+
+def test_tokenizer_named_without_files(folder: Path):
+    with pytest.raises(CheckpointNotFoundError, match=r"has no tokenizer files \(tokenizer\.json, vocab\.txt"):
+        tokenizer_named(str(folder))
+
+
+# The hub's cache, offline, and memory: both need a process of their own
+
+
+def _run(script: str, *arguments: str, **environment: str) -> Any:
+    env = os.environ | {"PYTHONPATH": str(Path(encoderlens.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run([sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+REPO = "some-lab/tiny-bert"
+OLD, NEW = "0" * 40, "1" * 40
+HUB_CASES = {
+    "main": (REPO, None),
+    "tag": (REPO, "step-0"),
+    "commit": (REPO, OLD),
+    "no such repository": ("some-lab/other-bert", None),
+    "no such revision": (REPO, "step-9"),
+}
+HUB_SCRIPT = """
+import json, sys
+from encoderlens import HookedEncoder
+from encoderlens.errors import CheckpointNotFoundError
+results = {}
+for case, (name, revision) in json.loads(sys.argv[1]).items():
+    try:
+        model = HookedEncoder.from_pretrained(name, revision=revision, device="cpu")
+        tokens = model.to_tokens("the doctor")[0].shape[1] if model.tokenizer else 0
+        results[case] = {"name": model.cfg.model_name, "sum": model.W_E.double().sum().item(), "tokens": tokens}
+    except CheckpointNotFoundError as error:
+        results[case] = {"error": str(error)}
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """What W_E sums to in both revisions of a cached repository, and what loading from that cache gave.
+
+    The old revision is in shards and has no tokenizer; the new one is one file and has one.
+    """
+    home = tmp_path_factory.mktemp("hub")
+    repo = home / "hub" / f"models--{REPO.replace('/', '--')}"
+    sums = {}
+    for seed, commit in enumerate((OLD, NEW)):
+        hf_model = tiny_hf("BertForMaskedLM", seed)
+        hf_model.save_pretrained(repo / "snapshots" / commit, max_shard_size="60KB" if commit == OLD else "1GB")
+        sums[commit] = hf_model.get_input_embeddings().weight.double().sum().item()
+    assert len(list((repo / "snapshots" / OLD).glob("model-*.safetensors"))) > 2
+    shutil.copytree(TOKENIZER, repo / "snapshots" / NEW, dirs_exist_ok=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(NEW)
+    (repo / "refs" / "step-0").write_text(OLD)
+    environment = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
+    return sums, _run(HUB_SCRIPT, json.dumps(HUB_CASES), **environment)
+
+
+@pytest.mark.parametrize(
+    ("case", "commit", "has_tokenizer"), [("main", NEW, True), ("tag", OLD, False), ("commit", OLD, False)]
+)
+def test_hub_id_from_the_cache(case: str, commit: str, has_tokenizer: bool, hub: tuple[dict, dict]):
+    sums, results = hub
+    assert results[case]["name"] == REPO
+    assert results[case]["sum"] == sums[commit]
+    assert (results[case]["tokens"] > 2) == has_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("no such repository", ["'some-lab/other-bert' is not a folder", "neither in the hub cache", "give a local folder"]),
+        ("no such revision", [f"'{REPO}' is not a folder", "check the name and revision 'step-9', go online once"]),
+    ],
+)
+def test_hub_id_that_is_not_cached(case: str, expected: list[str], hub: tuple[dict, dict]):
+    for part in expected:
+        assert part in hub[1][case]["error"]
+
+
+MEMORY_SCRIPT = """
+import gc, json, sys
+import torch
+from encoderlens import HookedEncoder
+
+def resident(kind):
+    with open("/proc/self/status") as status:
+        return int(dict(line.split(":", 1) for line in status)[kind].split()[0]) * 1024
+
+def measure(dtype):
+    gc.collect()
+    before = resident("VmRSS")
+    model = HookedEncoder.from_pretrained(sys.argv[2], device="cpu", dtype=dtype)
+    return sum(parameter.nbytes for parameter in model.parameters()), resident("VmHWM") - before
+
+torch.set_num_threads(1)
+HookedEncoder.from_pretrained(sys.argv[1], device="cpu")  # imports all that loading imports
+print(json.dumps([measure(torch.float16), measure(torch.float32)]))  # the smaller peak first: peaks only grow
+"""
+
+
+def test_loading_needs_little_more_memory_than_the_weights(saved: Callable, tmp_path: Path):
+    """Slack: 8 MB for configuration objects and the allocator, ``CHUNK_BYTES`` more for the rows that are being converted.
+
+    A fixed mmap threshold makes malloc give back what the first measurement frees.
+    """
+    size = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048, "num_hidden_layers": 4}
+    save_tiny("BertModel", tmp_path, **size, vocab_size=4000)
+    folders = str(saved("BertModel")[1]), str(tmp_path)
+    (half, half_peak), (single, single_peak) = _run(MEMORY_SCRIPT, *folders, MALLOC_MMAP_THRESHOLD_="1000000")
+    assert single == 2 * half > 50e6
+    assert single_peak < 1.2 * single + 8e6
+    assert half_peak < 1.2 * half + 8e6 + CHUNK_BYTES
