@@ -140,7 +140,7 @@ class HookedEncoder(Encoder):
         model.hf_config = checkpoint.config
         folder = checkpoint.folder
         if folder is None and model_name is not None and tokenizer is None:
-            folder = loading.find_folder(model_name, revision)
+            folder = loading.find_folder(model_name, revision, tokenizer_only=True)
         model.tokenizer = loading.load_tokenizer(folder) if tokenizer is None else tokenizer
         return model.eval()
 
@@ -181,6 +181,7 @@ class HookedEncoder(Encoder):
 
         encoder, family = self.cfg.encoder, REGISTRY[self.cfg.family]
         values = self.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
+        values["dtype"] = str(self.cfg.dtype).removeprefix("torch.")
         config = loading.hf_config(family.model_type, values)
         hf_class = getattr(transformers, encoder.original_architecture)
         hf_model = hf_class(config, **family.hf_arguments(encoder)).to(self.cfg.dtype)
