@@ -1,5 +1,6 @@
 import os
 
+import jaxtyping
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -39,3 +40,11 @@ def bert(bert_twin):
         setattr(model.cfg, flag, False)
     model.task = "masked_lm"
     assert not left, f"hooks left on: {list(left)}"
+
+
+@pytest.fixture
+def unchecked():
+    """Types are not checked, as in a user's own run, so that a wrong one gets through to our own message."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

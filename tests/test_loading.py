@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import encoderlens
-from encoderlens import HookedEncoder
+from encoderlens import HookedEncoder, loading
 from encoderlens.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -25,7 +25,7 @@ from encoderlens.errors import (
     UnknownArchitectureError,
     WeightsError,
 )
-from encoderlens.loading import embedded_names, tokenizer_named
+from encoderlens.loading import tokenizer_named
 from encoderlens.weights import CHUNK_BYTES
 from tests.checkpoints import (
     BERT_CLASSES,
@@ -468,9 +468,15 @@ def test_a_file_is_no_folder(folder: Path):
         load(folder / SAFETENSORS)
 
 
-def test_embedded_names_are_folders_that_load():
-    for name in embedded_names():
-        assert load(name).tokenizer is not None
+def test_embedded_names_are_the_folders_of_the_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loading, "files", lambda package: tmp_path)
+    assert loading.embedded_names() == []
+    shutil.copytree(folder, tmp_path / "checkpoints" / "small")
+    (tmp_path / "checkpoints" / "no-checkpoint").mkdir()
+    assert loading.embedded_names() == ["encoderlens/small"]
+    assert load("encoderlens/small").cfg.model_name == "encoderlens/small"
+    with pytest.raises(CheckpointNotFoundError, match="did you mean 'encoderlens/small'.*; embedded: encoderlens/small"):
+        load("encoderlens/smal")
 
 
 def test_not_a_hugging_face_model():
@@ -574,7 +580,7 @@ def test_checkpoint_index_points_to_revision(option: str, saved: Callable):
 
 
 def test_context_can_be_cut(saved: Callable):
-    hf_model, folder = saved("BertForPreTraining")
+    folder = saved("BertForPreTraining")[1]
     full, short = load(folder), load(folder, n_ctx=12)
     assert short.cfg.n_ctx == 12
     assert torch.equal(short.W_pos, full.W_pos[:12])
@@ -683,8 +689,9 @@ HUB_CASES = {
 }
 HUB_SCRIPT = """
 import json, sys
-from encoderlens import HookedEncoder
+from encoderlens import HookedEncoder, loading
 from encoderlens.errors import CheckpointNotFoundError
+from encoderlens.loading import tokenizer_named
 results = {}
 for case, (name, revision) in json.loads(sys.argv[1]).items():
     try:
@@ -693,6 +700,7 @@ for case, (name, revision) in json.loads(sys.argv[1]).items():
         results[case] = {"name": model.cfg.model_name, "sum": model.W_E.double().sum().item(), "tokens": tokens}
     except CheckpointNotFoundError as error:
         results[case] = {"error": str(error)}
+results["tokenizer"] = tokenizer_named("some-lab/just-a-tokenizer").vocab_size
 print(json.dumps(results))
 """
 
@@ -715,6 +723,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], dic
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(NEW)
     (repo / "refs" / "step-0").write_text(OLD)
+    words = home / "hub" / "models--some-lab--just-a-tokenizer"
+    shutil.copytree(TOKENIZER, words / "snapshots" / NEW)
+    (words / "refs").mkdir()
+    (words / "refs" / "main").write_text(NEW)
     environment = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
     return sums, _run(HUB_SCRIPT, json.dumps(HUB_CASES), **environment)
 
@@ -727,6 +739,10 @@ def test_hub_id_from_the_cache(case: str, commit: str, has_tokenizer: bool, hub:
     assert results[case]["name"] == REPO
     assert results[case]["sum"] == sums[commit]
     assert (results[case]["tokens"] > 2) == has_tokenizer
+
+
+def test_hub_id_of_a_tokenizer_needs_no_model(hub: tuple[dict, dict]):
+    assert hub[1]["tokenizer"] == 188
 
 
 @pytest.mark.parametrize(
@@ -744,7 +760,7 @@ def test_hub_id_that_is_not_cached(case: str, expected: list[str], hub: tuple[di
 MEMORY_SCRIPT = """
 import gc, json, sys
 import torch
-from encoderlens import HookedEncoder
+from encoderlens import HookedEncoder, loading
 
 def resident(kind):
     with open("/proc/self/status") as status:

@@ -163,10 +163,9 @@ def test_file_that_shrinks_while_it_is_read(tensors: dict[str, Tensor], tmp_path
     path = tmp_path / SAFETENSORS
     save_file(tensors, path)
     source = SafetensorsSource(path)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(WeightsError, match=r"ended inside [\w.]+: the file changed while it was read"):
-        for name, value in tensors.items():
-            source.read_into(name, torch.empty_like(value))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=r"ended inside a\.weight: the file changed while it was read"):
+        source.read_into("a.weight", torch.empty(7, 3))
 
 
 # Damaged .bin files
@@ -178,7 +177,7 @@ def test_truncated_bin(save: Any, kept: float, tensors: dict[str, Tensor], tmp_p
     path = tmp_path / BIN
     save(tensors, path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
-    with pytest.raises(WeightsError, match="it is truncated, .*; download it again") as caught:
+    with pytest.raises(WeightsError, match=r"it is truncated, .*; download it again") as caught:
         open_bin(path)
     assert str(path) in str(caught.value)
 

@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(changes: dict[str,
 
 def test_long_lists_of_names_are_cut():
     extra = {f"x{index}": torch.ones(1) for index in range(9)}
-    with pytest.raises(WeightsError, match="holds 9 tensors .*: x0, x1, x2, x3 and 5 more"):
+    with pytest.raises(WeightsError, match=r"holds 9 tensors .*: x0, x1, x2, x3 and 5 more"):
         load(stored(**extra))
 
 

@@ -188,8 +188,12 @@ def _task_of(task: str | None, tasks: tuple[str, ...], parts: frozenset[str], wh
     return task
 
 
-def find_folder(model_name: str, revision: str | None = None) -> Path:
-    """The local folder of a name: an embedded checkpoint, a folder, or a hub id (fetched if it is not cached yet)."""
+def find_folder(model_name: str, revision: str | None = None, *, tokenizer_only: bool = False) -> Path:
+    """The local folder of a name: an embedded checkpoint, a folder, or a hub id (fetched if it is not cached yet).
+
+    Args:
+        tokenizer_only: no configuration and no weights are needed, so none are fetched.
+    """
     if model_name.startswith(EMBEDDED_PREFIX):
         if model_name not in embedded_names():
             raise CheckpointNotFoundError(
@@ -199,18 +203,18 @@ def find_folder(model_name: str, revision: str | None = None) -> Path:
         return Path(str(files("encoderlens") / "checkpoints" / model_name.removeprefix(EMBEDDED_PREFIX)))
     folder = Path(model_name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not tokenizer_only and not (folder / "config.json").is_file():
             raise CheckpointNotFoundError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
         return folder
     if folder.exists():
         raise CheckpointNotFoundError(f"{folder} is a file; give the folder of the checkpoint")
     if model_name.count("/") > 1 or model_name.startswith((".", "/", "~")):
         raise CheckpointNotFoundError(f"there is no folder {model_name!r}")
-    return _fetch(model_name, revision)
+    return _fetch(model_name, revision, tokenizer_only)
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
-    """A hub repository's configuration, weights and tokenizer, through the hub's cache."""
+def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
+    """A hub repository's configuration, weights and tokenizer, or the latter alone, through the hub's cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -226,22 +230,23 @@ def _fetch(repo: str, revision: str | None) -> Path:
         except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
             return None
 
+    needed = TOKENIZER_FILES if tokenizer_only else ("config.json",)
     try:
-        config = fetch("config.json")
+        found = next((path for path in map(fetch, needed) if path is not None), None)
     except (HFValidationError, HfHubHTTPError) as error:
         raise CheckpointNotFoundError(f"{repo!r} is neither a folder nor a hub id that can be read: {error}") from error
-    if config is None:
+    if found is None:
         raise CheckpointNotFoundError(
-            f"{repo!r} is not a folder, and its config.json is neither in the hub cache nor to be fetched: check the name"
+            f"{repo!r} is not a folder, and its {needed[0]} is neither in the hub cache nor to be fetched: check the name"
             f"{f' and revision {revision!r}' if revision else ''}, go online once, or give a local folder"
         )
-    weights = next((path for path in map(fetch, WEIGHT_FILES) if path is not None), None)
+    weights = None if tokenizer_only else next((path for path in map(fetch, WEIGHT_FILES) if path is not None), None)
     if weights is not None and weights.name.endswith(".index.json"):
         for shard in shard_names(weights):
             fetch(shard)
     for name in (*TOKENIZER_FILES, *TOKENIZER_EXTRAS):
         fetch(name)
-    return config.parent
+    return found.parent
 
 
 def load_tokenizer(folder: Path | None) -> Any | None:
@@ -259,7 +264,7 @@ def tokenizer_named(name: str) -> Any:
     Raises:
         CheckpointNotFoundError: if it has no tokenizer files.
     """
-    folder = find_folder(name)
+    folder = find_folder(name, tokenizer_only=True)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise CheckpointNotFoundError(f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")

@@ -124,8 +124,8 @@ def _read_header(path: Path) -> tuple[int, dict]:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= path.stat().st_size - 8:
             raise WeightsError(
-                f"{path} is no safetensors file, or is cut off inside its header; download or copy it again (after a git clone: "
-                "git lfs pull)"
+                f"{path} is no safetensors file, or is cut off inside its header; download or copy it again (after a git "
+                "clone: git lfs pull)"
             )
         try:
             header = json.loads(file.read(length))
