@@ -475,7 +475,7 @@ def test_embedded_names_are_the_folders_of_the_package(folder: Path, tmp_path: P
     (tmp_path / "checkpoints" / "no-checkpoint").mkdir()
     assert loading.embedded_names() == ["encoderlens/small"]
     assert load("encoderlens/small").cfg.model_name == "encoderlens/small"
-    with pytest.raises(CheckpointNotFoundError, match="did you mean 'encoderlens/small'.*; embedded: encoderlens/small"):
+    with pytest.raises(CheckpointNotFoundError, match=r"did you mean 'encoderlens/small'.*; embedded: encoderlens/small"):
         load("encoderlens/smal")
 
 
