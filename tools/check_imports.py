@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "src" / "encoderlens"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "shapes", "names", "slices"),
-    ("sequence", "hook_points", "hooked_root_module", "factored_matrix", "config"),
+    ("sequence", "hook_points", "hooked_root_module", "factored_matrix", "config", "config_from_dict"),
     ("components",),
     ("tensor_source", "weights", "families", "loading", "text_input"),
-    ("activation_cache", "encoder", "hooked_encoder", "bert_next_sentence_prediction", "utils"),
+    ("activation_cache", "encoder", "conversion", "hooked_encoder", "bert_next_sentence_prediction", "utils"),
     ("cli",),
 )
 LAYER_OF = {room: index for index, rooms in enumerate(LAYERS) for room in rooms}

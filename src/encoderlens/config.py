@@ -4,7 +4,6 @@ A part names the component that it becomes (``component``), and its fields are t
 choose parts; nothing else decides what a model looks like.
 """
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 
 from encoderlens.errors import ConfigError
-from encoderlens.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -275,150 +273,3 @@ class ModelConfig:
     def __repr__(self) -> str:
         flags = ", ".join(f"{flag}={getattr(self, flag)}" for flag in self.FLAGS)
         return f"ModelConfig({self.encoder!r}, device={self.device}, dtype={self.dtype}, {flags})"
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """What a TransformerLens-style dictionary asks for: a configuration, and how to make a model of it."""
-
-    encoder: EncoderConfig
-    device: str | torch.device | None
-    dtype: torch.dtype
-    seed: int | None
-    tokenizer_name: str | None
-    flags: dict[str, bool]
-
-
-# Fields of TransformerLens' configuration that ask for something which an encoder here does not have, and their neutral value.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "normalization_type": ("LN",),
-    "positional_embedding_type": ("standard",),
-    "use_attn_scale": (True,),
-    "init_mode": ("gpt2",),
-    "n_devices": (1,),
-    "final_rms": (False,),
-    "attn_only": (False,),
-    "gated_mlp": (False,),
-    "parallel_attn_mlp": (False,),
-    "use_local_attn": (False,),
-    "use_attn_in": (False,),
-    "use_hook_tokens": (False,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "post_embedding_ln": (False,),
-    "trust_remote_code": (False,),
-    "load_in_4bit": (False,),
-    "from_checkpoint": (False,),
-    "init_weights": (True,),
-    "n_key_value_heads": (None,),
-    "uses_rms_norm": (False,),
-    "layer_norm_folding": (False,),
-    "num_experts": (None,),
-    "experts_per_token": (None,),
-    "norm_topk_prob": (False,),
-    "use_qk_norm": (False,),
-    "clip_qkv": (None,),
-    "use_logn_attn": (False,),
-    "use_dynamic_ntk_rope": (False,),
-    "use_NTK_by_parts_rope": (False,),
-    "use_yarn_rope": (False,),
-    "use_attention_sinks": (False,),
-    "use_normalization_before_and_after": (False,),
-    "ungroup_grouped_query_attention": (False,),
-    "attn_scores_soft_cap": (-1.0,),
-    "output_logits_soft_cap": (-1.0,),
-    "checkpoint_index": (None,),
-    "checkpoint_label_type": (None,),
-    "checkpoint_value": (None,),
-    "window_size": (None,),
-    "attn_types": (None,),
-    "rotary_dim": (None,),
-    "relative_attention_max_distance": (None,),
-    "relative_attention_num_buckets": (None,),
-    "quantization_method": (None,),
-}
-# Fields that tune one of those, or describe text and provenance; whatever they say changes nothing.
-_IDLE = (
-    *("original_architecture", "n_params", "default_prepend_bos", "tokenizer_prepends_bos", "decoder_start_token_id"),
-    *("train_seq_length", "rotary_base", "rotary_base_local", "rotary_scaling_factor", "rotary_adjacent_pairs"),
-    *("NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor", "NTK_original_ctx_len"),
-    *("yarn_factor", "yarn_attention_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_original_max_position_embeddings"),
-    *("yarn_truncate", "yarn_global_attn_only"),
-)
-_READ = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "d_mlp", "act_fn", "eps", "initializer_range")
-_RUNTIME = ("device", "dtype", "seed", "tokenizer_name", "model_name", "attention_dir", "attn_scale", "d_vocab_out")
-_OWN = ("n_token_types", "tie_word_embeddings", *ModelConfig.FLAGS)
-_WHOLE = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "n_token_types")
-
-
-def request_from_dict(values: dict[str, Any]) -> ModelRequest:
-    """A TransformerLens-style dictionary as a BERT with masked-LM and next-sentence heads.
-
-    Required: ``d_model``, ``n_layers``, ``n_ctx``, ``d_vocab``, and ``d_head`` or ``n_heads``. ``d_mlp`` is ``4 * d_model``
-    when left out, ``act_fn`` gelu, ``eps`` 1e-12, ``n_token_types`` 2, ``tie_word_embeddings`` True.
-
-    Raises:
-        ConfigError: for a missing or unknown field, ``attention_dir="causal"``, or a field that asks for something that this
-            encoder does not have.
-    """
-    _refuse_unknown(values)
-    missing = [name for name in ("d_model", "n_layers", "n_ctx", "d_vocab") if name not in values]
-    if missing:
-        raise ConfigError(f"the configuration lacks {', '.join(missing)}")
-    for name in _WHOLE:
-        if not isinstance(values.get(name, 1), int):
-            raise ConfigError(f"{name} is {values[name]!r}; it must be a positive whole number")
-    d_model = values["d_model"]
-    n_heads, d_head = _heads(values, d_model)
-    attn_scale = values.get("attn_scale", -1.0)
-    if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
-        raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
-    if values.get("d_vocab_out", -1) not in (-1, values["d_vocab"]):
-        raise ConfigError("d_vocab_out differs from d_vocab: the masked-LM head scores the word pieces of the embedding")
-    act_fn = values.get("act_fn", "gelu")
-    encoder = EncoderConfig(
-        family="bert",
-        original_architecture="BertForPreTraining",
-        d_model=d_model,
-        n_layers=values["n_layers"],
-        embed=EmbeddingPart(values["d_vocab"], values.get("n_token_types", 2)),
-        positions=AbsolutePositionsPart(values["n_ctx"]),
-        attention=AttentionPart(n_heads, d_head),
-        norm=LayerNormPart(values.get("eps", 1e-12)),
-        mlp=MLPPart(values.get("d_mlp") or 4 * d_model, act_fn),
-        block=PostLNPart(),
-        pooler=PoolerPart(),
-        heads=(MaskedLMPart(act_fn, values.get("tie_word_embeddings", True)), NextSentencePart()),
-        initializer_range=_initializer_range(values),
-        model_name=values.get("model_name", "custom"),
-    )
-    flags = {flag: values[flag] for flag in ModelConfig.FLAGS if flag in values}
-    dtype = values.get("dtype", torch.float32)
-    return ModelRequest(encoder, values.get("device"), dtype, values.get("seed"), values.get("tokenizer_name"), flags)
-
-
-def _refuse_unknown(values: dict[str, Any]) -> None:
-    known = (*_READ, *_RUNTIME, *_OWN, *_NEUTRAL, *_IDLE)
-    for name, value in values.items():
-        if name not in known:
-            raise ConfigError(f"{name!r} is not a field of an encoder's configuration{did_you_mean(name, known)}")
-        if name in _NEUTRAL and value not in _NEUTRAL[name]:
-            raise ConfigError(f"{name}={value!r} is not implemented for an encoder; leave it out, or set {_NEUTRAL[name][0]!r}")
-    if values.get("attention_dir", "bidirectional") != "bidirectional":
-        raise ConfigError(
-            f"attention_dir={values['attention_dir']!r}: encoders attend both ways; leave it out or set 'bidirectional'"
-        )
-
-
-def _heads(values: dict[str, Any], d_model: int) -> tuple[int, int]:
-    n_heads, d_head = values.get("n_heads", -1), values.get("d_head", -1)
-    if n_heads == -1 and d_head == -1:
-        raise ConfigError("the configuration lacks d_head (or n_heads)")
-    given = n_heads if n_heads != -1 else d_head
-    if (n_heads == -1 or d_head == -1) and (given < 1 or d_model % given):
-        raise ConfigError(f"d_model={d_model} is not a multiple of {'n_heads' if n_heads != -1 else 'd_head'}={given}")
-    return (n_heads if n_heads != -1 else d_model // d_head), (d_head if d_head != -1 else d_model // n_heads)
-
-
-def _initializer_range(values: dict[str, Any]) -> float:
-    asked = values.get("initializer_range", -1.0)
-    return 0.02 if asked == -1.0 else asked

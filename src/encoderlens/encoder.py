@@ -20,6 +20,7 @@ from encoderlens.hook_points import HookPoint
 from encoderlens.hooked_root_module import HookedRootModule
 from encoderlens.names import block_of, did_you_mean, head_label
 from encoderlens.sequence import Sequence
+from encoderlens.weights import LoadReport
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 ReturnType = Literal["logits", "predictions", "hidden", "loss"]
@@ -65,6 +66,8 @@ class Encoder(HookedRootModule):
         cfg: configuration, device, dtype and ``use_*`` flags.
         blocks: the layers.
         heads: every head that the model carries, by task.
+        hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
+        load_report: what became of the checkpoint's tensors.
     """
 
     blocks: nn.ModuleList
@@ -75,6 +78,8 @@ class Encoder(HookedRootModule):
             self._make(cfg)
         self.cfg = ModelConfig(cfg, self)
         self._task = next(iter(self.heads), None)
+        self.hf_config: dict[str, Any] = {}
+        self.load_report = LoadReport()
         self.setup()
 
     def _make(self, cfg: EncoderConfig) -> None:

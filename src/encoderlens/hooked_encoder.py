@@ -1,7 +1,5 @@
 """HookedEncoder: a BERT-style text encoder with a hook point on every activation that matters."""
 
-import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +7,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from encoderlens import loading, weights
+from encoderlens import conversion, loading
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.components.heads import Head
-from encoderlens.config import EncoderConfig, ModelRequest, request_from_dict
+from encoderlens.config import EncoderConfig
+from encoderlens.config_from_dict import ModelRequest, request_from_dict
 from encoderlens.encoder import Encoder, ReturnType, RunPlan
 from encoderlens.errors import ConfigError, InputError, TaskError
-from encoderlens.families import REGISTRY, transformer_lens
 from encoderlens.sequence import Sequence
-from encoderlens.tensor_source import MemorySource
 from encoderlens.text_input import (
     Alignment,
     Text,
@@ -34,7 +31,6 @@ from encoderlens.text_input import (
     require_tokenizer,
 )
 
-log = logging.getLogger("encoderlens")
 Positions = int | list | Tensor
 
 
@@ -71,8 +67,6 @@ class HookedEncoder(Encoder):
         if tokenizer is None and request.tokenizer_name is not None:
             tokenizer = loading.tokenizer_named(request.tokenizer_name)
         self.tokenizer: Any = tokenizer
-        self.hf_config: dict[str, Any] = {}
-        self.load_report = weights.LoadReport()
         if init_weights:
             self.initialise(request.seed)
 
@@ -118,30 +112,13 @@ class HookedEncoder(Encoder):
             raise ConfigError(
                 "checkpoint_index and checkpoint_value have no meaning for encoders: name a training step by revision="
             )
-        model_name = None if model_name is None else str(model_name)
-        checkpoint = loading.open_checkpoint(model_name, hf_model=hf_model, revision=revision, task=task)
-        family = checkpoint.family
-        encoder = family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
-        encoder = _named(_with_context(encoder, n_ctx), checkpoint.name)
-        model = cls(encoder, None, move_to_device, device=device, dtype=_float_dtype(torch_dtype or dtype), init_weights=False)
-        model.load_report = weights.apply(
-            family.rows_of(encoder),
-            checkpoint.source,
-            model,
-            sizes=_axis_sizes(encoder),
-            base_prefix=family.base_prefix,
-            ignored=family.ignored,
-            tied=encoder.tie_word_embeddings,
-            leave=checkpoint.leave,
-        )
-        if model.load_report.left:
-            log.warning("%s: left out, as task='encoder' asks: %s", checkpoint.where, ", ".join(model.load_report.left))
-        model._task = checkpoint.task
-        model.hf_config = checkpoint.config
-        folder = checkpoint.folder
-        if folder is None and model_name is not None and tokenizer is None:
-            folder = loading.find_folder(model_name, revision, tokenizer_only=True)
-        model.tokenizer = loading.load_tokenizer(folder) if tokenizer is None else tokenizer
+        name = None if model_name is None else str(model_name)
+        checkpoint = loading.open_checkpoint(name, hf_model=hf_model, revision=revision, task=task)
+        encoder = conversion.read_config(checkpoint, n_ctx)
+        wanted = torch_dtype or dtype
+        model = cls(encoder, None, move_to_device, device=device, dtype=wanted, init_weights=False)
+        conversion.fill(model, checkpoint)
+        model.tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
         return model.eval()
 
     @classmethod
@@ -163,13 +140,9 @@ class HookedEncoder(Encoder):
             WeightsError: for tensors that are missing, left over or misshapen.
         """
         if isinstance(cfg, dict):
-            cfg = {"eps": transformer_lens.EPS, "tie_word_embeddings": _tied(state_dict)} | cfg
+            cfg = conversion.transformer_lens_defaults(state_dict) | cfg
         model = cls(cfg, tokenizer, init_weights=False, **kwargs)
-        encoder = model.cfg.encoder
-        source = MemorySource(state_dict, "the TransformerLens state dict")
-        targets = dict(model.named_parameters(remove_duplicate=False))
-        table = [row for row in transformer_lens.rows(encoder.n_layers) if row.target in targets]
-        model.load_report = weights.apply(table, source, model, sizes=_axis_sizes(encoder), ignored=transformer_lens.IGNORED)
+        conversion.fill_from_transformer_lens(model, state_dict)
         return model.eval()
 
     def to_hf(self) -> Any:
@@ -177,23 +150,7 @@ class HookedEncoder(Encoder):
 
         Weights for which that class has no place (the pooler of a BertForMaskedLM) are named in a log warning.
         """
-        import transformers
-
-        encoder, family = self.cfg.encoder, REGISTRY[self.cfg.family]
-        values = self.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
-        values["dtype"] = str(self.cfg.dtype).removeprefix("torch.")
-        config = loading.hf_config(family.model_type, values)
-        hf_class = getattr(transformers, encoder.original_architecture)
-        hf_model = hf_class(config, **family.hf_arguments(encoder)).to(self.cfg.dtype)
-        tensors = weights.invert(family.rows_of(encoder), self, _axis_sizes(encoder)) | dict(self.load_report.spare)
-        names = hf_model.state_dict()
-        if not family.classes[encoder.original_architecture]:
-            tensors = {name.removeprefix(family.base_prefix): tensor for name, tensor in tensors.items()}
-        lacking = [name for name in tensors if name not in names]
-        if lacking:
-            log.warning("%s has no place for %s; they are not in the result", hf_class.__name__, ", ".join(lacking))
-        hf_model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in names})
-        return hf_model.to(self.cfg.device).eval()
+        return conversion.to_hf(self)
 
     # Text
 
@@ -434,27 +391,6 @@ def _float_dtype(dtype: torch.dtype) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError(f"dtype={dtype!r}; a model's dtype is torch.float32, float16, bfloat16 or float64")
     return dtype
-
-
-def _with_context(encoder: EncoderConfig, n_ctx: int | None) -> EncoderConfig:
-    if n_ctx is None:
-        return encoder
-    if not 1 <= n_ctx <= encoder.n_ctx:
-        raise ConfigError(f"n_ctx={n_ctx}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
-    return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
-
-
-def _named(encoder: EncoderConfig, name: str) -> EncoderConfig:
-    return replace(encoder, model_name=name)
-
-
-def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:
-    return {"head": encoder.n_heads, "d_head": encoder.d_head}
-
-
-def _tied(state_dict: dict[str, Tensor]) -> bool:
-    embed, unembed = state_dict.get("embed.embed.W_E"), state_dict.get("unembed.W_U")
-    return embed is not None and unembed is not None and torch.equal(embed, unembed.mT)
 
 
 def _check_pairs(input: Any, token_type_ids: Tensor | None) -> None:

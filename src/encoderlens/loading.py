@@ -249,6 +249,13 @@ def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
     return found.parent
 
 
+def tokenizer_of(checkpoint: Checkpoint, model_name: str | None, revision: str | None) -> Any | None:
+    """The tokenizer of a checkpoint's folder; of a model in memory, that of the name given with it. None without either."""
+    if checkpoint.folder is None and model_name is not None:
+        return load_tokenizer(find_folder(model_name, revision, tokenizer_only=True))
+    return load_tokenizer(checkpoint.folder)
+
+
 def load_tokenizer(folder: Path | None) -> Any | None:
     """The tokenizer of a checkpoint folder, or None if it has no tokenizer files."""
     if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -1,0 +1,100 @@
+"""Between checkpoints and models: configurations read, parameters filled, and the Hugging Face model given back."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encoderlens import loading, weights
+from encoderlens.config import EncoderConfig
+from encoderlens.encoder import Encoder
+from encoderlens.errors import ConfigError
+from encoderlens.families import REGISTRY, transformer_lens
+from encoderlens.tensor_source import MemorySource
+
+log = logging.getLogger("encoderlens")
+
+
+def read_config(checkpoint: loading.Checkpoint, n_ctx: int | None = None) -> EncoderConfig:
+    """A checkpoint's configuration, with its positions cut to ``n_ctx`` if that is given.
+
+    Raises:
+        ConfigError: for what the family does not understand, or more positions than there are.
+    """
+    encoder = checkpoint.family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
+    encoder = replace(encoder, model_name=checkpoint.name)
+    if n_ctx is None:
+        return encoder
+    if not 1 <= n_ctx <= encoder.n_ctx:
+        raise ConfigError(f"n_ctx={n_ctx}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
+    return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
+
+
+def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
+    """Fill a model's parameters from its checkpoint, and set its task.
+
+    Raises:
+        WeightsError: see ``weights.apply``.
+    """
+    encoder, family = model.cfg.encoder, checkpoint.family
+    model.load_report = weights.apply(
+        family.rows_of(encoder),
+        checkpoint.source,
+        model,
+        sizes=_axis_sizes(encoder),
+        base_prefix=family.base_prefix,
+        ignored=family.ignored,
+        tied=encoder.tie_word_embeddings,
+        leave=checkpoint.leave,
+    )
+    if model.load_report.left:
+        log.warning("%s: left out, as task='encoder' asks: %s", checkpoint.where, ", ".join(model.load_report.left))
+    model.task = checkpoint.task
+    model.hf_config = checkpoint.config
+
+
+def fill_from_transformer_lens(model: Encoder, state_dict: dict[str, Tensor]) -> None:
+    """Fill a model's parameters from a TransformerLens state dict.
+
+    Raises:
+        WeightsError: see ``weights.apply``.
+    """
+    encoder = model.cfg.encoder
+    source = MemorySource(state_dict, "the TransformerLens state dict")
+    targets = dict(model.named_parameters(remove_duplicate=False))
+    rows = [row for row in transformer_lens.rows(encoder.n_layers) if row.target in targets]
+    model.load_report = weights.apply(rows, source, model, sizes=_axis_sizes(encoder), ignored=transformer_lens.IGNORED)
+
+
+def transformer_lens_defaults(state_dict: dict[str, Tensor]) -> dict[str, Any]:
+    """What a TransformerLens configuration means where it is silent: its eps, and embeddings tied if they are equal."""
+    embed, unembed = state_dict.get("embed.embed.W_E"), state_dict.get("unembed.W_U")
+    tied = embed is not None and unembed is not None and torch.equal(embed, unembed.mT)
+    return {"eps": transformer_lens.EPS, "tie_word_embeddings": tied}
+
+
+def to_hf(model: Encoder) -> Any:
+    """See ``HookedEncoder.to_hf``."""
+    import transformers
+
+    encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
+    values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
+    values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
+    config = loading.hf_config(family.model_type, values)
+    hf_class = getattr(transformers, encoder.original_architecture)
+    hf_model = hf_class(config, **family.hf_arguments(encoder)).to(model.cfg.dtype)
+    tensors = weights.invert(family.rows_of(encoder), model, _axis_sizes(encoder)) | dict(model.load_report.spare)
+    if not family.classes[encoder.original_architecture]:
+        tensors = {name.removeprefix(family.base_prefix): tensor for name, tensor in tensors.items()}
+    names = hf_model.state_dict()
+    lacking = [name for name in tensors if name not in names]
+    if lacking:
+        log.warning("%s has no place for %s; they are not in the result", hf_class.__name__, ", ".join(lacking))
+    hf_model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in names})
+    return hf_model.to(model.cfg.device).eval()
+
+
+def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:
+    return {"head": encoder.n_heads, "d_head": encoder.d_head}
