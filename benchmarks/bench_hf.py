@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 from transformers.utils import logging
 
 from encoderlens import HookedEncoder
-from timing import Run, Timings, interleaved, matmul_flops, weight_products
+from timing import Run, Timings, interleaved, matmul_flops, print_row, weight_products
 
 OURS, THEIRS, GEMM = "encoderlens", "transformers", "gemm"
 TINY = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 99}
@@ -44,18 +42,16 @@ def main() -> None:
     config._attn_implementation = "sdpa"
     hf_model = BertForMaskedLM(config).eval()
     model = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu")
-    table = Table("", "batch", "encoderlens", "transformers", "ratio (quartiles)", "of GEMM", box=None)
+    print(f"BERT-base, float32, {torch.get_num_threads()} threads, {options.pairs} pairs, torch {torch.__version__}")
+    print_row("", "batch", "encoderlens", "transformers", "ratio (quartiles)", "of GEMM")
     for case in _cases(model, hf_model):
         if options.only in case.title:
-            table.add_row(*_row(case, model, options.pairs))
-    console = Console(width=128)
-    console.print(f"BERT-base, float32, {torch.get_num_threads()} threads, {options.pairs} pairs, torch {torch.__version__}")
-    console.print(table)
+            print_row(*_row(case, model, options.pairs))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=20, help="timed rounds of every row")
+    parser.add_argument("--pairs", type=int, default=9, help="timed rounds of every row")
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
     parser.add_argument("--only", default="", help="just the rows whose title holds this text")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: to try the script out")

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 import transformer_lens  # pyright: ignore[reportMissingImports]
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from encoderlens import HookedEncoder
-from timing import Run, Timings, interleaved
+from timing import Run, Timings, interleaved, print_row
 
 OURS, THEIRS = "encoderlens", "transformer_lens"
+WIDTHS = (28, 9, 14, 18, 24)
 SHAPES = ((8, 128), (1, 16))
 BASE = {"d_model": 768, "n_layers": 12, "n_heads": 12, "d_head": 64, "d_mlp": 3072, "d_vocab": 30522, "n_ctx": 512}
 SAME = {"act_fn": "gelu", "eps": 1e-12, "attention_dir": "bidirectional", "normalization_type": "LN", "device": "cpu"}
@@ -29,21 +28,19 @@ def main() -> None:
     torch.set_num_threads(options.threads or torch.get_num_threads())
     warnings.simplefilter("ignore", DeprecationWarning)
     theirs, ours = _twins(TINY if options.tiny else BASE)
-    table = Table("", "batch", "encoderlens", "transformer_lens", "ratio (quartiles)", box=None)
+    print(f"BERT-base, float32, {torch.get_num_threads()} threads, {options.pairs} pairs, torch {torch.__version__}")
+    print_row("", "batch", "encoderlens", "transformer_lens", "ratio (quartiles)", widths=WIDTHS)
     for batch, pos in SHAPES:
         for title, run_ours, run_theirs in _cases(ours, theirs, torch.randint(ours.cfg.d_vocab, (batch, pos))):
             if options.only in title:
                 with torch.inference_mode():
                     timings = interleaved({OURS: run_ours, THEIRS: run_theirs}, options.pairs)
-                table.add_row(title, f"{batch} x {pos}", *_figures(timings))
-    console = Console(width=128)
-    console.print(f"BERT-base, float32, {torch.get_num_threads()} threads, {options.pairs} pairs, torch {torch.__version__}")
-    console.print(table)
+                print_row(title, f"{batch} x {pos}", *_figures(timings), widths=WIDTHS)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=20, help="timed rounds of every row")
+    parser.add_argument("--pairs", type=int, default=9, help="timed rounds of every row")
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
     parser.add_argument("--only", default="", help="just the rows whose title holds this text")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: to try the script out")

@@ -66,6 +66,11 @@ def interleaved(runs: Mapping[str, Run], rounds: int, warm_up: int = 2, seed: in
     return Timings(seconds)
 
 
+def print_row(*cells: str, widths: tuple[int, ...] = (56, 9, 12, 14, 24, 8)) -> None:
+    """One aligned line, at once: a run that is cut short has shown what it measured."""
+    print("".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=False)).rstrip(), flush=True)
+
+
 def matmul_flops(n_layers: int, d_model: int, d_mlp: int, batch: int, pos: int) -> tuple[float, float]:
     """Floating-point operations of an encoder's matrix products: those with weights, and those of attention."""
     rows = batch * pos

@@ -118,6 +118,11 @@ class HookPoint(nn.Module):
         return bool(self.fwd_hooks or self.bwd_hooks)
 
     @property
+    def only_caches(self) -> bool:
+        """Whether nothing attached can change what passes through, or asks for its gradient."""
+        return not self.bwd_hooks and all(isinstance(handle.user_hook, CachingHook) for handle in self.fwd_hooks)
+
+    @property
     def pos_axis(self) -> int | None:
         """Index of the position axis (for scores and patterns: of the query axis), or None."""
         return next((index for index, axis in enumerate(self.axes) if axis in ("pos", "query")), None)

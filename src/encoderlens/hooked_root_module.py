@@ -259,9 +259,7 @@ class HookedRootModule(nn.Module):
             HookUnreachableError: with the name and what this run computes.
         """
         for name, point in self.hook_dict.items():
-            if reached(name):
-                continue
-            if any(handle.must_run for handle in (*point.fwd_hooks, *point.bwd_hooks)):
+            if any(handle.must_run for handle in (*point.fwd_hooks, *point.bwd_hooks)) and not reached(name):
                 raise HookUnreachableError(f"{name} is hooked, but {why}")
 
     def _names(self, names_filter: NamesFilter) -> list[str]:

@@ -74,7 +74,7 @@ class Attention(Component):
         return z.transpose(-3, -2)
 
     def _pattern(self, q: Tensor, k: Tensor, sequence: Sequence) -> Float[Tensor, "batch head query key"]:
-        scores = q @ k.mT * self.d_head**-0.5
+        scores = (q * self.d_head**-0.5) @ k.mT
         if sequence.key_mask is not None:
             scores = scores.masked_fill(~sequence.key_mask, -torch.inf)
         return self.hook_pattern(self.hook_attn_scores(scores).softmax(-1))

@@ -26,7 +26,13 @@ class LayerNorm(nn.Module):
         if not (self.hook_scale.active or self.hook_normalized.active):
             return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        centred = wide - wide.mean(-1, keepdim=True)
+        return torch.addcmul(self.b, self._normalized(wide), self.w).to(x.dtype)
+
+    def _normalized(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        if self.hook_scale.only_caches and self.hook_normalized.only_caches:  # the same in half the time
+            normalized, _, inverse_scale = torch.native_layer_norm(x, self.w.shape, None, None, self.eps)
+            self.hook_scale(inverse_scale.reciprocal())
+            return self.hook_normalized(normalized)
+        centred = x - x.mean(-1, keepdim=True)
         scale = self.hook_scale((centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
-        normalized = self.hook_normalized(centred / scale)
-        return torch.addcmul(self.b, normalized, self.w).to(x.dtype)
+        return self.hook_normalized(centred / scale)
