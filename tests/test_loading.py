@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from torch import Tensor
@@ -651,6 +652,12 @@ def test_folder_with_tokenizer_takes_text(folder: Path):
     assert torch.equal(model("the doctor"), model(tokens, "logits", types, mask))
 
 
+def test_folder_with_nothing_but_a_word_list(folder: Path, tokenizer: Any):
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))
+    assert torch.equal(load(folder).to_tokens("the doctor")[0], load(folder, tokenizer=tokenizer).to_tokens("the doctor")[0])
+
+
 def test_tokenizer_that_is_given_comes_first(folder: Path, tokenizer: Any):
     shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
     assert load(folder, tokenizer=tokenizer).tokenizer is tokenizer
@@ -755,6 +762,45 @@ def test_hub_id_of_a_tokenizer_needs_no_model(hub: tuple[dict, dict]):
 def test_hub_id_that_is_not_cached(case: str, expected: list[str], hub: tuple[dict, dict]):
     for part in expected:
         assert part in hub[1][case]["error"]
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
+    """A repository to be filled, that hf_hub_download fetches from file by file; and the names that were fetched."""
+    there, here, fetched = tmp_path / "remote", tmp_path / "cache", []
+    here.mkdir()
+
+    def hf_hub_download(repo: str, name: str, revision: str | None = None) -> str:
+        if not (there / name).is_file():
+            raise huggingface_hub.errors.LocalEntryNotFoundError(name)
+        fetched.append(name)
+        return shutil.copy(there / name, here)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    return there, fetched
+
+
+def test_all_that_a_model_needs_is_fetched_and_no_more(remote: tuple[Path, list[str]]):
+    there, fetched = remote
+    hf_model = tiny_hf("BertForMaskedLM")
+    hf_model.save_pretrained(there, max_shard_size="60KB")
+    shutil.copytree(TOKENIZER, there, dirs_exist_ok=True)
+    FORMATS["bin"](hf_model.state_dict(), there)
+    (there / "README.md").write_text("a card")
+    assert_same_parameters(load(REPO), load(hf_model))
+    shards = [path.name for path in there.glob("model-*.safetensors")]
+    assert len(shards) > 2
+    tokenizer = ["tokenizer.json", "tokenizer_config.json"]
+    assert set(fetched) == {"config.json", "model.safetensors.index.json", *shards, *tokenizer}
+
+
+def test_tokenizer_alone_fetches_no_weights(remote: tuple[Path, list[str]], saved: Callable):
+    there, fetched = remote
+    hf_model = save_tiny("BertForMaskedLM", there)
+    shutil.copytree(TOKENIZER, there, dirs_exist_ok=True)
+    model = HookedEncoder.from_pretrained(REPO, hf_model=hf_model, device="cpu")
+    assert model.tokenizer is not None
+    assert set(fetched) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 MEMORY_SCRIPT = """

@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_EXTRAS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ENCODER_TASK = "encoder"
 _NEED_POOLER = frozenset(part.task for part in HeadPart.__subclasses__() if part.needs_pooler)
 
@@ -192,7 +192,7 @@ def find_folder(model_name: str, revision: str | None = None, *, tokenizer_only:
     """The local folder of a name: an embedded checkpoint, a folder, or a hub id (fetched if it is not cached yet).
 
     Args:
-        tokenizer_only: no configuration and no weights are needed, so none are fetched.
+        tokenizer_only: no weights are needed, so none are fetched; there may be no configuration either.
     """
     if model_name.startswith(EMBEDDED_PREFIX):
         if model_name not in embedded_names():
