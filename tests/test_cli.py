@@ -103,6 +103,25 @@ def test_run_on_a_batch_in_words() -> None:
     assert "hook_full_embed" in shown
 
 
+def test_json_holds_only_numbers(folder: str) -> None:
+    arguments = ("run", folder, "--text", "a b c", "--text", "a", "--hooks", "blocks.0.attn.hook_attn_scores", "--json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    report = json.loads(invoke(*arguments), parse_constant=refuse)
+    assert report["activations"][0]["std"] > 0
+
+
+def test_a_broken_tokenizer_is_one_line(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in Path(folder).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert "tokenizer files in" in fails(capsys, monkeypatch, "info", str(tmp_path))
+
+
 def test_run_without_a_mask_says_why_there_is_no_prediction() -> None:
     report = json.loads(invoke("run", TINY_BERT, "--text", "no mask here", "--json"))
     assert "no mask token" in report["note"]
@@ -130,6 +149,9 @@ def test_models_lists_what_can_be_loaded() -> None:
         (("info", "encoderlens/tiny-bart"), "did you mean 'encoderlens/tiny-bert'"),
         (("run", TINY_BERT, "--text", "a", "--hooks", "blocks.0.hook_resid_per"), "did you mean 'blocks.0.hook_resid_pre'"),
         (("run", TINY_BERT, "--text", "a", "--save", "no/such/out.safetensors"), "does not exist"),
+        (("run", TINY_BERT, "--text", "a", "--save", "/"), "is a folder"),
+        (("run", TINY_BERT, "--text", "a", "--save", "/proc/out.safetensors"), "--save /proc/out.safetensors"),
+        (("run", TINY_BERT, "--text", "a " * 600), "text 0 has 602 tokens, the model takes 512"),
         (("run", TINY_BERT, "--text", "a", "--pair", "b", "--pair", "c"), "1 --text and 2 --pair"),
         (("run", TINY_BERT, "--text", "a", "--task", "next_sentence"), "has no 'next_sentence' head"),
     ],

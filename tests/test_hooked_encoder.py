@@ -1,13 +1,14 @@
 """HookedEncoder: inputs, return types, text, tasks, moving. Parity is in families/, hooks in their own files."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
 
 from encoderlens import HookedEncoder
-from encoderlens.errors import InputError, TaskError, TokenizerMissingError
+from encoderlens.errors import ConfigError, InputError, TaskError, TokenizerMissingError
 from tests.parity import assert_parity
 from tests.tiny import tiny_batch, tiny_hf
 
@@ -88,10 +89,12 @@ def test_token_ids_of_any_integer_dtype(bert: HookedEncoder) -> None:
         ),
         (torch.zeros(1, 3, dtype=torch.long), {"one_zero_attention_mask": torch.zeros(1, 3)}, "sequence 0 without a real"),
         (torch.zeros(1, 3, dtype=torch.long), {"return_type": "logit"}, "'logit' is unknown; it is one of 'logits'"),
-        (torch.zeros(1, 3, dtype=torch.long), {"return_type": "loss"}, "needs labels"),
-        (torch.zeros(1, 3, dtype=torch.long), {"labels": torch.zeros(1, 3)}, "takes no labels"),
+        (torch.zeros(1, 3, dtype=torch.long), {"return_type": "loss"}, "return_type='loss' with no labels"),
+        (torch.zeros(1, 3, dtype=torch.long), {"labels": torch.zeros(1, 3)}, "return_type='logits' with labels"),
         (torch.zeros(1, 3, dtype=torch.long), {"logits_at": [3]}, "positions 3 to 3; the input has 3"),
         (torch.zeros(1, 3, dtype=torch.long), {"logits_at": [0.5]}, "logits_at is an int"),
+        (torch.zeros(1, 3, dtype=torch.long), {"logits_at": ["first"]}, r"logits_at is an int.*not \['first'\]"),
+        ("the doctor", {"return_type": "predictions"}, "no mask token to predict in sequence 0"),
         (torch.zeros(1, 3, dtype=torch.long), {"logits_at": 0, "return_type": "hidden"}, "logits_at chooses positions"),
         (torch.zeros(1, 3, dtype=torch.long), {"stop_at_layer": 4}, "layers run from 0 to 3"),
         (torch.zeros(1, 3, dtype=torch.long), {"stop_at_layer": 1, "return_type": "logits"}, "needs the last layer"),
@@ -248,6 +251,44 @@ def test_logits_at_unembeds_only_those_positions(bert: HookedEncoder, at: Any) -
     assert sizes == [index.shape[1]]
 
 
+def test_regression_predicts_numbers(tokenizer: Any) -> None:
+    model = HookedEncoder.from_pretrained(
+        hf_model=tiny_hf("BertForSequenceClassification", num_labels=1), tokenizer=tokenizer, device="cpu"
+    )
+    value = model("the doctor", "predictions")
+    assert isinstance(value, float)
+    assert model(["the doctor", "no"], "predictions")[0] == pytest.approx(value, rel=1e-4)
+
+
+def test_answers_of_a_batch_padded_on_the_left(classifiers: Any) -> None:
+    model = classifiers["BertForQuestionAnswering"]
+    pairs = [("who walked?", "The doctor walked to Paris"), ("who?", "no")]
+    alone = [model(pair, "predictions") for pair in pairs]
+    model.tokenizer.padding_side = "left"
+    try:
+        # Positions of a padded row start later, so its logits are its own; its answer must still be text of its own.
+        for answer, pair in zip(model(pairs, "predictions"), pairs, strict=True):
+            assert answer
+            assert answer in pair[1]
+        assert model([pairs[0]], "predictions") == alone[:1]
+    finally:
+        model.tokenizer.padding_side = "right"
+
+
+def test_a_tokenizer_without_special_tokens(bert_twin: Any) -> None:
+    from transformers import AutoTokenizer
+
+    from tests.tiny import TOKENIZER
+
+    bare = AutoTokenizer.from_pretrained(TOKENIZER)
+    bare.mask_token = bare.pad_token = None
+    model = HookedEncoder.from_pretrained(hf_model=bert_twin[0], tokenizer=bare, device="cpu")
+    with pytest.raises(InputError, match="no mask token, so there is no masked word"):
+        model("the doctor", "predictions")
+    with pytest.raises(InputError, match="no padding token, so it takes one text at a time"):
+        model(["the doctor", "no"])
+
+
 # Layers
 
 
@@ -280,7 +321,7 @@ def test_tasks_can_be_switched(bert: HookedEncoder) -> None:
         assert bert(tokens).shape == (3, 2)
     assert bert.task == "masked_lm"
     with pytest.raises(
-        TaskError, match="no 'next_sentance' head: it has masked_lm, next_sentence; did you mean 'next_sentence'"
+        TaskError, match="no 'next_sentance' head; its heads: masked_lm, next_sentence; did you mean 'next_sentence'"
     ):
         bert.task = "next_sentance"
 
@@ -294,6 +335,9 @@ def test_tokens_to_str(bert: HookedEncoder) -> None:
     assert bert.tokens_to_str("The doctor walked") == expected
     assert bert.tokens_to_str(tokens[0]) == expected
     assert bert.tokens_to_str(tokens) == [expected]
+    assert bert.tokens_to_str(["The doctor walked", "no"]) == [expected, ["[CLS]", "no", "[SEP]"]]
+    with pytest.raises(InputError, match=r"shape \[\]"):
+        bert.tokens_to_str(torch.tensor(3))
 
 
 def test_align(bert: HookedEncoder) -> None:
@@ -309,6 +353,12 @@ def test_align(bert: HookedEncoder) -> None:
     assert aligned.token_at(walking.start) == walking.tokens[0]
     assert aligned.token_at(text.index("  ")) is None
     assert aligned.spans[0] is aligned.word_of[0] is aligned.text_of[0] is None
+
+
+@pytest.mark.parametrize("value", [["the doctor"], ["the", "doctor"], 3])
+def test_align_takes_one_text(bert: HookedEncoder, value: Any) -> None:
+    with pytest.raises(InputError):
+        bert.align(value)
 
 
 def test_align_of_a_pair(bert: HookedEncoder) -> None:
@@ -357,15 +407,64 @@ def test_a_copy_is_apart_and_tied_within(bert: HookedEncoder) -> None:
     assert bert.W_E.abs().max() > 0
 
 
-def test_training_mode_brings_the_checkpoints_dropout(bert_twin: Any) -> None:
-    model = HookedEncoder.from_pretrained(hf_model=bert_twin[0], device="cpu")
+DROPOUTS = {
+    "embeddings and blocks": ("BertForMaskedLM", {"hidden_dropout_prob": 0.5}, []),
+    "attention, fused": ("BertForMaskedLM", {"attention_probs_dropout_prob": 0.5}, []),
+    "attention, explicit": ("BertForMaskedLM", {"attention_probs_dropout_prob": 0.5}, ["blocks.0.attn.hook_pattern"]),
+    "sequence classifier": ("BertForSequenceClassification", {"classifier_dropout": 0.5}, []),
+    "token classifier": ("BertForTokenClassification", {"classifier_dropout": 0.5}, []),
+}
+
+
+@pytest.mark.parametrize("site", DROPOUTS)
+def test_training_mode_brings_each_dropout_of_the_checkpoint(site: str) -> None:
+    hf_class, probability, hooked = DROPOUTS[site]
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    model = HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class, **(none | probability)), device="cpu")
     tokens = tiny_batch()["tokens"]
+    hooks = [(name, lambda tensor, hook: None) for name in hooked]
     assert not model.training
-    assert torch.equal(model(tokens), model(tokens))
+    assert torch.equal(model.run_with_hooks(tokens, fwd_hooks=hooks), model.run_with_hooks(tokens, fwd_hooks=hooks))
     model.train()
-    assert not torch.equal(model(tokens), model(tokens))
-    with model.hooks([("blocks.0.attn.hook_pattern", lambda tensor, hook: None)]):
-        assert not torch.equal(model(tokens, stop_at_layer=1), model(tokens, stop_at_layer=1))
+    assert not torch.equal(model.run_with_hooks(tokens, fwd_hooks=hooks), model.run_with_hooks(tokens, fwd_hooks=hooks))
+
+
+@pytest.mark.parametrize("name", ["hook_full_embed", "blocks.0.hook_attn_out", "blocks.0.hook_mlp_out"])
+def test_hidden_dropout_zeroes_what_the_embeddings_and_each_branch_write(name: str) -> None:
+    model = HookedEncoder.from_pretrained(hf_model=tiny_hf("BertModel", hidden_dropout_prob=0.5), device="cpu").train()
+    _, cache = model.run_with_cache(tiny_batch()["tokens"], names_filter=name)
+    assert 0.3 < (cache[name] == 0).float().mean() < 0.7
+
+
+def test_explicit_attention_scales_what_dropout_keeps() -> None:
+    hf_model = tiny_hf("BertModel", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5)
+    model = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu").train()
+    names = ["blocks.0.attn.hook_pattern", "blocks.0.attn.hook_v", "blocks.0.attn.hook_z"]
+    _, cache = model.run_with_cache(tiny_batch()["tokens"], names_filter=names)
+    undropped = cache["pattern", 0] @ cache["v", 0].transpose(1, 2)
+    assert not torch.allclose(undropped.transpose(1, 2), cache["z", 0], atol=1e-3)
+
+
+def test_a_copy_of_the_configuration_leaves_the_model_behind(bert: HookedEncoder) -> None:
+    for twin in (copy.deepcopy(bert.cfg), pickle.loads(pickle.dumps(bert.cfg))):
+        assert (twin.device, twin.dtype, twin.n_params) == (bert.cfg.device, bert.cfg.dtype, bert.cfg.n_params)
+        assert twin.n_layers == 3
+    assert len(pickle.dumps(bert.cfg)) < 5000
+    half = copy.deepcopy(bert).half()
+    assert (half.cfg.dtype, bert.cfg.dtype) == (torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"device": "foo"}, "device='foo' is no device that torch knows"),
+        ({"n_ctx": "4"}, "n_ctx='4'; the checkpoint has 37 positions"),
+        ({"dtype": torch.int32}, "dtype=torch.int32; a model's dtype"),
+    ],
+)
+def test_bad_options_of_loading(bert_twin: Any, unchecked: None, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HookedEncoder.from_pretrained(hf_model=bert_twin[0], **kwargs)
 
 
 def test_properties_have_the_documented_shapes(bert: HookedEncoder) -> None:

@@ -90,7 +90,7 @@ def test_without_setup_nothing_can_be_selected():
             super().__init__()
             self.point = HookPoint()
 
-    with pytest.raises(HookNameError, match="none of the 0 hook points"):
+    with pytest.raises(HookNameError, match="has no hook points; call setup"):
         Forgetful().run_with_cache(X)
 
 

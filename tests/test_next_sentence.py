@@ -44,6 +44,7 @@ def test_verdicts(nsp: BertNextSentencePrediction) -> None:
 def test_loss(bert: HookedEncoder) -> None:
     loss = bert.next_sentence([PAIR, PAIR], "loss", labels=torch.tensor([0, 1]))
     assert_parity(loss, -bert.next_sentence(PAIR).log_softmax(-1).mean())
+    assert torch.equal(BertNextSentencePrediction(bert)([PAIR, PAIR], "loss", labels=torch.tensor([0, 1])), loss)
 
 
 def test_hooks_and_caches_work(bert: HookedEncoder, nsp: BertNextSentencePrediction) -> None:
@@ -58,14 +59,24 @@ def test_hooks_and_caches_work(bert: HookedEncoder, nsp: BertNextSentencePredict
 
 
 def test_what_is_not_a_pair_is_refused(nsp: BertNextSentencePrediction) -> None:
-    with pytest.raises(InputError, match="needs token_type_ids"):
-        nsp(tiny_batch()["tokens"])
-    for text in ("one sentence", ["one", "two", "three"]):
-        with pytest.raises(InputError, match="takes a pair"):
-            nsp(text)
+    for run in (nsp, nsp.run_with_cache, nsp.run_with_hooks):
+        with pytest.raises(InputError, match="needs token_type_ids"):
+            run(tiny_batch()["tokens"])
+        for text in ("one sentence", ["one", "two", "three"]):
+            with pytest.raises(InputError, match="takes a pair"):
+                run(text)
+
+
+def test_tokens_with_types_run_in_every_way(nsp: BertNextSentencePrediction) -> None:
+    batch = tiny_batch()
+    plain = nsp(batch["tokens"], "logits", batch["types"], batch["mask"])
+    assert_parity(nsp.run_with_cache(batch["tokens"], "logits", batch["types"], batch["mask"])[0], plain)
+    assert_parity(
+        nsp.run_with_hooks(batch["tokens"], token_type_ids=batch["types"], one_zero_attention_mask=batch["mask"]), plain
+    )
 
 
 def test_a_model_without_the_head_is_refused() -> None:
     model = HookedEncoder.from_pretrained(hf_model=tiny_hf("BertForMaskedLM"), device="cpu")
-    with pytest.raises(TaskError, match="no 'next_sentence' head: it has masked_lm"):
+    with pytest.raises(TaskError, match="no 'next_sentence' head; its heads: masked_lm"):
         BertNextSentencePrediction(model)

@@ -409,7 +409,7 @@ def test_incl_bwd_of_what_is_not_a_scalar_is_refused(bert, arguments, found):
 
 
 def test_incl_bwd_under_no_grad_is_refused(bert):
-    with torch.no_grad(), pytest.raises(GradientError, match=f"{Q0} has a backward hook, but its activation carries no grad"):
+    with torch.no_grad(), pytest.raises(GradientError, match="incl_bwd=True needs gradients"):
         bert.run_with_cache(TOKENS, "loss", labels=LABELS, names_filter=Q0, incl_bwd=True)
     assert not bert.list_hooks()
 
@@ -584,3 +584,59 @@ def test_half_precision_gradients(half):
     for name in [name for name in cache if name.endswith("_grad")]:
         assert cache[name].isfinite().all(), name
         assert cache[name].dtype == cache[name.removesuffix("_grad")].dtype
+
+
+# Runs inside runs
+
+
+def test_a_run_inside_a_hook_leaves_the_outer_cache_its_own_batch(bert):
+    other = torch.tensor([[2, 7, 3]])
+
+    def run_again(tensor, hook):
+        if tensor.shape[1] == TOKENS.shape[1]:
+            bert(other, "hidden")
+
+    with bert.hooks([("blocks.1.hook_resid_mid", run_again)]):
+        _, cache = bert.run_with_cache(TOKENS, names_filter="hook_full_embed")
+    assert torch.equal(cache.tokens, TOKENS)
+
+
+def test_a_loss_that_runs_the_model_again_leaves_the_cache_as_it_was(bert):
+    expected = bert.run_with_cache(TOKENS)[1]
+    other = torch.tensor([[2, 7, 3]])
+    _, cache = bert.run_with_cache(TOKENS, incl_bwd=True, loss_fn=lambda logits: logits.mean() + bert(other).mean())
+    assert torch.equal(cache.tokens, TOKENS)
+    for name in expected:
+        torch.testing.assert_close(cache[name], expected[name], rtol=1e-4, atol=1e-4)
+    assert cache[f"{Q0}_grad"].shape == expected[Q0].shape
+
+
+def test_pos_slice_and_logits_at_do_not_go_together(bert):
+    with pytest.raises(InputError, match="pos_slice and logits_at do not go together"):
+        bert.run_with_cache(TOKENS, logits_at=[1], pos_slice=0)
+    assert bert.run_with_cache(TOKENS, logits_at=[1])[1]["unembed.hook_out"].shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"fwd_hooks": ("hook_full_embed", print)}, "list of pairs"),
+        ({"fwd_hooks": [("hook_full_embed", None)]}, "list of pairs"),
+        ({"fwd_hooks": [(("q", 0), print)]}, "holds names, not 0"),
+    ],
+)
+def test_hooks_that_are_no_pairs(bert, unchecked, kwargs, message):
+    with pytest.raises(HookNameError, match=message):
+        bert.run_with_hooks(TOKENS, **kwargs)
+
+
+def test_other_mistakes_are_named(bert, unchecked):
+    with pytest.raises(InputError, match="dtype='float16'; give a torch"):
+        bert.run_with_cache(TOKENS, dtype="float16")
+    with pytest.raises(HookNameError, match="'fwd', 'bwd' or 'both', not 'sideways'"):
+        bert.list_hooks(dir="sideways")
+    with pytest.raises(InputError, match="labels are a tensor, not a list"):
+        bert(TOKENS, "loss", labels=[[1, 2]])
+    cache = bert.run_with_cache(TOKENS)[1]
+    with pytest.raises(HookNameError, match="a cache's key is a hook name, or a tuple"):
+        cache[0]

@@ -9,8 +9,6 @@ from torch import Tensor
 from encoderlens.errors import HookNameError
 from encoderlens.names import act_name, did_you_mean
 
-CacheKey = str | tuple[Any, ...]
-
 
 class ActivationCache(Mapping[str, Tensor]):
     """A mapping from hook names to tensors.
@@ -40,16 +38,18 @@ class ActivationCache(Mapping[str, Tensor]):
         self.tokens = tokens
         self.mask = mask
 
-    def full_name(self, key: CacheKey) -> str:
+    def full_name(self, key: Any) -> str:
         """The hook name that a key stands for."""
         if isinstance(key, str):
             return key if key in self.cache_dict else act_name(key)
+        if not isinstance(key, tuple) or not key or not isinstance(key[0], str):
+            raise HookNameError(f"a cache's key is a hook name, or a tuple (short name, layer), not {key!r}")
         name, *rest = key
         if rest and isinstance(rest[0], int) and rest[0] < 0:
             rest[0] += self.model.cfg.n_layers
         return act_name(name, *rest)
 
-    def __getitem__(self, key: CacheKey) -> Tensor:
+    def __getitem__(self, key: Any) -> Tensor:
         """The tensor of a key.
 
         Raises:

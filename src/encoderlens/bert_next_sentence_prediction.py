@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from encoderlens.encoder import ReturnType
-from encoderlens.hooked_encoder import HookedEncoder
+from encoderlens.hooked_encoder import HookedEncoder, check_pairs
 from encoderlens.hooked_root_module import Hooks
 
 
@@ -35,9 +35,11 @@ class BertNextSentencePrediction:
         return_type: ReturnType | None = "logits",
         token_type_ids: Int[Tensor, "batch pos"] | None = None,
         one_zero_attention_mask: Tensor | None = None,
+        *,
+        labels: Int[Tensor, " batch"] | None = None,
     ) -> Any:
-        """Logits [batch 2], a verdict (``return_type="predictions"``), or None; as ``HookedEncoder.next_sentence``."""
-        return self.model.next_sentence(_pair(input), return_type, token_type_ids, one_zero_attention_mask)
+        """Logits [batch 2], a verdict (``return_type="predictions"``), the loss, or None: ``model.next_sentence``."""
+        return self.model.next_sentence(_pair(input), return_type, token_type_ids, one_zero_attention_mask, labels=labels)
 
     def to_tokens(
         self, input: Any, move_to_device: bool = True, truncate: bool = True
@@ -45,26 +47,39 @@ class BertNextSentencePrediction:
         """Tokens, token types and mask [batch pos] of a pair, or of a list of pairs."""
         return self.model.to_tokens(_pair(input), move_to_device, truncate)
 
-    def run_with_cache(self, input: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def run_with_cache(
+        self,
+        input: Any,
+        return_type: ReturnType | None = "logits",
+        token_type_ids: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
         """As ``HookedEncoder.run_with_cache``, with this head."""
-        with self._task():
-            return self.model.run_with_cache(_pair(input), *args, **kwargs)
+        pair = _pair(input)
+        check_pairs(pair, token_type_ids)
+        with self.model.use_task("next_sentence"):
+            return self.model.run_with_cache(pair, return_type, token_type_ids, *args, **kwargs)
 
-    def run_with_hooks(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+    def run_with_hooks(
+        self,
+        input: Any,
+        return_type: ReturnType | None = "logits",
+        token_type_ids: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """As ``HookedEncoder.run_with_hooks``, with this head."""
-        with self._task():
-            return self.model.run_with_hooks(_pair(input), *args, **kwargs)
+        pair = _pair(input)
+        check_pairs(pair, token_type_ids)
+        with self.model.use_task("next_sentence"):
+            return self.model.run_with_hooks(pair, return_type, token_type_ids, *args, **kwargs)
 
     @contextmanager
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> "Iterator[BertNextSentencePrediction]":
         """As ``HookedEncoder.hooks``."""
         with self.model.hooks(fwd_hooks, bwd_hooks, **kwargs):
             yield self
-
-    @contextmanager
-    def _task(self) -> Iterator[None]:
-        with self.model.use_task("next_sentence"):
-            yield
 
 
 def _pair(input: Any) -> Any:

@@ -4,6 +4,7 @@ A part names the component that it becomes (``component``), and its fields are t
 choose parts; nothing else decides what a model looks like.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -159,11 +160,14 @@ class EncoderConfig:
     model_name: str = "custom"
 
     def __post_init__(self) -> None:
-        sizes = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx")
-        for name in sizes:
+        for name in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_token_types"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a positive whole number")
+        for name in ("eps", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+                raise ConfigError(f"{name} is {value!r}; it must be a number, not below zero")
         for head in self.heads:
             if head.needs_pooler and self.pooler is None:
                 raise ConfigError(f"the {head.task} head reads the pooler, but the configuration has none")
@@ -221,6 +225,13 @@ class EncoderConfig:
         return "bidirectional"
 
 
+_FACTS: dict[str, Callable[[nn.Module], Any]] = {
+    "device": lambda model: next(model.parameters()).device,
+    "dtype": lambda model: next(model.parameters()).dtype,
+    "n_params": lambda model: sum(parameter.numel() for parameter in model.parameters()),
+}
+
+
 class ModelConfig:
     """``model.cfg``: an EncoderConfig's properties, the device and dtype of the parameters, and the ``use_*`` flags.
 
@@ -242,21 +253,32 @@ class ModelConfig:
 
     def __init__(self, encoder: EncoderConfig, model: nn.Module) -> None:
         self.__dict__["encoder"] = encoder
-        self.__dict__["_model"] = model
         self.__dict__.update(dict.fromkeys(self.FLAGS, False))
+        self.bind(model)
+
+    def bind(self, model: nn.Module) -> None:
+        """Read device, dtype and size from this model from now on."""
+        self.__dict__["_model"] = model
 
     @property
     def device(self) -> torch.device:
-        return next(self.__dict__["_model"].parameters()).device
+        return self._read("device")
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.__dict__["_model"].parameters()).dtype
+        return self._read("dtype")
 
     @property
     def n_params(self) -> int:
         """Parameters, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.__dict__["_model"].parameters())
+        return self._read("n_params")
+
+    def _read(self, fact: str) -> Any:
+        model = self.__dict__["_model"]
+        return self.__dict__["_kept"][fact] if model is None else _FACTS[fact](model)
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy keeps what the model is now, and not the model with its weights
+        return self.__dict__ | {"_model": None, "_kept": {fact: self._read(fact) for fact in _FACTS}}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or "encoder" not in self.__dict__:

@@ -17,7 +17,7 @@ from encoderlens.tensor_source import MemorySource
 log = logging.getLogger("encoderlens")
 
 
-def read_config(checkpoint: loading.Checkpoint, n_ctx: int | None = None) -> EncoderConfig:
+def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderConfig:
     """A checkpoint's configuration, with its positions cut to ``n_ctx`` if that is given.
 
     Raises:
@@ -27,8 +27,8 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: int | None = None) -> Enc
     encoder = replace(encoder, model_name=checkpoint.name)
     if n_ctx is None:
         return encoder
-    if not 1 <= n_ctx <= encoder.n_ctx:
-        raise ConfigError(f"n_ctx={n_ctx}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
+    if not isinstance(n_ctx, int) or not 1 <= n_ctx <= encoder.n_ctx:
+        raise ConfigError(f"n_ctx={n_ctx!r}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
     return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
 
 

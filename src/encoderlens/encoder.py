@@ -14,7 +14,7 @@ from encoderlens.components import Head, build, empty_parameters
 from encoderlens.components.block import PostLNBlock
 from encoderlens.components.norm import LayerNorm
 from encoderlens.config import EncoderConfig, ModelConfig
-from encoderlens.errors import InputError, TaskError
+from encoderlens.errors import ConfigError, InputError, TaskError
 from encoderlens.factored_matrix import FactoredMatrix
 from encoderlens.hook_points import HookPoint
 from encoderlens.hooked_root_module import HookedRootModule
@@ -53,14 +53,15 @@ class RunPlan:
         return self.embeds if top in ("embed", "hook_full_embed") else self.head is not None and top in self.head.modules
 
     def __str__(self) -> str:
-        parts = [f"return_type={self.returns!r}", f"blocks {self.start} to {self.stop - 1}"]
+        blocks = f"blocks {self.start} to {self.stop - 1}" if self.start < self.stop else "no block"
+        parts = [f"return_type={self.returns!r}", blocks]
         parts += ["the embeddings"] if self.embeds else []
         parts += [f"the {self.head.task} head"] if self.head else ["no head"]
         return ", ".join(parts)
 
 
 class Encoder(HookedRootModule):
-    """Base of HookedEncoder and HookedAudioEncoder.
+    """Base of hooked encoders, whatever they read.
 
     Attributes:
         cfg: configuration, device, dtype and ``use_*`` flags.
@@ -100,12 +101,14 @@ class Encoder(HookedRootModule):
             for name, module in head.modules.items():
                 setattr(self, name, module)
 
-    def initialise(self, seed: int | None = None) -> None:
+    def initialise(self, seed: Any = None) -> None:
         """Fill every parameter: matrices from N(0, ``initializer_range``), norms with ones, biases with zeros.
 
         Args:
             seed: of a generator of its own; None draws one seed from torch's global generator.
         """
+        if not isinstance(seed, int | None):
+            raise ConfigError(f"seed is {seed!r}; it must be a whole number")
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(self.cfg.device).manual_seed(seed)
         with torch.no_grad():
@@ -118,6 +121,10 @@ class Encoder(HookedRootModule):
                 if isinstance(module, LayerNorm):
                     module.w.fill_(1.0)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.cfg.bind(self)
+
     # Tasks and planned runs
 
     @property
@@ -128,9 +135,12 @@ class Encoder(HookedRootModule):
     @task.setter
     def task(self, task: str | None) -> None:
         if task is not None and task not in self.heads:
-            has = f"it has {', '.join(self.heads)}" if self.heads else "it has none"
-            raise TaskError(f"the model has no {task!r} head: {has}{did_you_mean(task, self.heads)}")
+            raise TaskError(f"the model has no {task!r} head; its heads: {self.head_names()}{did_you_mean(task, self.heads)}")
         self._task = task
+
+    def head_names(self) -> str:
+        """The tasks of the heads, for messages."""
+        return ", ".join(self.heads) or "none"
 
     @contextmanager
     def use_task(self: AnyEncoder, task: str) -> Iterator[AnyEncoder]:

@@ -1,6 +1,7 @@
 """HookPoint: the identity module that every activation of interest passes through."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,9 +40,22 @@ class RunState:
 
     sequence: Sequence | None = None
     tokens: Tensor | None = None
+    running: bool = False
 
-    def __getstate__(self) -> dict[str, None]:  # copies of a model start without a run
-        return {"sequence": None, "tokens": None}
+    @contextmanager
+    def run(self, sequence: Sequence, tokens: Tensor | None) -> Iterator[None]:
+        """Context of one run. A run inside another one, started by a hook, leaves the outer one's batch as it was."""
+        outer = (self.sequence, self.tokens, self.running)
+        self.sequence, self.tokens, self.running = sequence, tokens, True
+        try:
+            yield
+        finally:
+            self.running = False
+            if outer[2]:
+                self.sequence, self.tokens, self.running = outer
+
+    def __getstate__(self) -> dict[str, Any]:  # copies of a model start without a run
+        return {"sequence": None, "tokens": None, "running": False}
 
 
 @dataclass

@@ -60,7 +60,7 @@ class HookedEncoder(Encoder):
         init_weights: bool = True,
     ) -> None:
         request = _request(cfg)
-        wanted = torch.device(device or request.device or loading.default_device()) if move_to_device else torch.device("cpu")
+        wanted = loading.device_named(device or request.device) if move_to_device else torch.device("cpu")
         super().__init__(request.encoder, wanted, _float_dtype(dtype or request.dtype))
         for flag, value in request.flags.items():
             setattr(self.cfg, flag, value)
@@ -168,21 +168,23 @@ class HookedEncoder(Encoder):
         tokens, types, mask = (tensor.to(self.cfg.device) if move_to_device else tensor for tensor in tensors)
         return tokens, types, mask
 
-    def tokens_to_str(self, input: Text | Int[Tensor, " pos"] | Int[Tensor, "batch pos"]) -> list[str] | list[list[str]]:
-        """Each token as a string: a list for a text or [pos] ids, a list of lists for [batch pos] ids."""
+    def tokens_to_str(self, input: Any) -> Any:
+        """Each token as a string: a list for a text, pair or [pos] ids; a list of lists for many or [batch pos] ids."""
         tokenizer = require_tokenizer(self.tokenizer, "tokens_to_str")
         if not isinstance(input, Tensor):
-            return tokenizer.convert_ids_to_tokens(self.to_tokens(input)[0][0].tolist())
-        rows = check_tokens(input, self.cfg.d_vocab, max(self.cfg.n_ctx, input.shape[-1]))
+            texts, single = as_texts(input)
+            strings = [tokenizer.convert_ids_to_tokens(self.to_tokens(text)[0][0].tolist()) for text in texts]
+            return strings[0] if single else strings
+        rows = check_tokens(input, self.cfg.d_vocab, max(self.cfg.n_ctx, *input.shape, 1))
         strings = [tokenizer.convert_ids_to_tokens(row) for row in rows.tolist()]
         return strings if input.ndim == 2 else strings[0]
 
-    def align(self, text: Text) -> Alignment:
+    def align(self, text: Any) -> Alignment:
         """Tokens, words and character spans of a text or pair, set against each other.
 
         Raises:
             TokenizerMissingError: without a tokenizer.
-            InputError: for a tokenizer that keeps no offsets.
+            InputError: for a tokenizer that keeps no offsets, or anything but one text or pair.
         """
         return align(require_tokenizer(self.tokenizer, "align"), text)
 
@@ -231,13 +233,15 @@ class HookedEncoder(Encoder):
         chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
         if labels is not None and plan.head is not None:
             plan.head.check_labels(labels, batch.sequence)
-        self.run_state.sequence, self.run_state.tokens = batch.sequence, batch.token_ids
-        resid = self.run_blocks(self._first_stream(plan, input, batch), plan, batch.sequence)
-        if plan.returns is None or plan.head is None:
-            return None if plan.returns is None else resid
-        if chosen is not None:
-            resid = _at_positions(resid, chosen)
-        return self._run_head(plan, plan.head, resid, batch, labels)
+        if plan.returns == "predictions" and plan.head is not None:
+            plan.head.check_text(batch)
+        with self.run_state.run(batch.sequence, batch.token_ids):
+            resid = self.run_blocks(self._first_stream(plan, input, batch), plan, batch.sequence)
+            if plan.returns is None or plan.head is None:
+                return None if plan.returns is None else resid
+            if chosen is not None:
+                resid = _at_positions(resid, chosen)
+            return self._run_head(plan, plan.head, resid, batch, labels)
 
     def encoder_output(
         self,
@@ -263,24 +267,32 @@ class HookedEncoder(Encoder):
             TaskError: if the checkpoint has no next-sentence head.
             InputError: for single texts, or tokens without token types.
         """
-        _check_pairs(input, token_type_ids)
+        check_pairs(input, token_type_ids)
         with self.use_task("next_sentence"):
             return self(input, return_type, token_type_ids, one_zero_attention_mask, labels=labels)
 
-    def run_with_cache(self, *model_args: Any, return_cache_object: bool = True, **kwargs: Any) -> tuple[Any, Any]:
-        """As ``HookedRootModule.run_with_cache``; the cache is an ActivationCache unless ``return_cache_object`` is False."""
-        output, cache = super().run_with_cache(*model_args, **kwargs)
-        if not return_cache_object:
-            return output, cache
+    def run_with_cache(self, *model_args: Any, pos_slice: Any = None, logits_at: Any = None, **kwargs: Any) -> tuple[Any, Any]:
+        """As ``HookedRootModule.run_with_cache``; the cache is an ActivationCache unless ``return_cache_object`` is False.
+
+        Raises:
+            InputError: for ``pos_slice`` with ``logits_at``, which give the head's hook points positions of their own.
+        """
+        if pos_slice is not None and logits_at is not None:
+            raise InputError("pos_slice and logits_at do not go together: the head would be sliced along the chosen positions")
+        at = {} if logits_at is None else {"logits_at": logits_at}
+        return super().run_with_cache(*model_args, pos_slice=pos_slice, **at, **kwargs)
+
+    def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool) -> ActivationCache:
         state = self.run_state
         mask = state.sequence.mask if state.sequence is not None else None
-        has_batch_dim = not kwargs.get("remove_batch_dim", False)
-        return output, ActivationCache(cache, self, has_batch_dim, state.tokens, mask)
+        return ActivationCache(cache, self, has_batch_dim, state.tokens, mask)
 
     def _check_options(self, plan: RunPlan, labels: Tensor | None, logits_at: Positions | None) -> None:
         if (labels is not None) != (plan.returns == "loss"):
-            wrong = "needs labels" if labels is None else f"takes no labels (it is {plan.returns!r})"
-            raise InputError(f"return_type {wrong}; labels and return_type='loss' go together")
+            found = "no labels" if labels is None else "labels"
+            raise InputError(f"return_type={plan.returns!r} with {found}; labels and return_type='loss' go together")
+        if not isinstance(labels, Tensor | None):
+            raise InputError(f"labels are a tensor, not a {type(labels).__name__}")
         if logits_at is not None and not (plan.returns == "logits" and plan.head and plan.head.per_position):
             raise InputError("logits_at chooses positions of return_type='logits' of a head that has logits for every position")
 
@@ -371,9 +383,7 @@ class HookedEncoder(Encoder):
 
     def _masked_lm(self) -> Any:
         if "masked_lm" not in self.heads:
-            raise TaskError(
-                f"{self.cfg.model_name} has no masked-LM head, so no unembedding; its heads: {', '.join(self.heads) or 'none'}"
-            )
+            raise TaskError(f"{self.cfg.model_name} has no masked-LM head, so no unembedding; its heads: {self.head_names()}")
         return self.heads["masked_lm"].modules["unembed"]
 
 
@@ -393,7 +403,8 @@ def _float_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def _check_pairs(input: Any, token_type_ids: Tensor | None) -> None:
+def check_pairs(input: Any, token_type_ids: Tensor | None) -> None:
+    """Refuse what is no pair of sentences, and tokens that do not say which sentence they belong to."""
     if isinstance(input, Tensor):
         if token_type_ids is None:
             raise InputError(

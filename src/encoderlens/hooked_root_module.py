@@ -99,6 +99,8 @@ class HookedRootModule(nn.Module):
     ) -> dict[str, list[LensHandle]]:
         """The attached hooks by hook point; points without any are left out."""
         listed: dict[str, list[LensHandle]] = {}
+        if dir not in ("fwd", "bwd", "both"):
+            raise HookNameError(f"a hook's direction is 'fwd', 'bwd' or 'both', not {dir!r}")
         for name in select(name_filter, self.hook_dict):
             point = self.hook_dict[name]
             handles = [*(point.fwd_hooks if dir != "bwd" else ()), *(point.bwd_hooks if dir != "fwd" else ())]
@@ -128,7 +130,7 @@ class HookedRootModule(nn.Module):
         wanted: list[tuple[HookPoint, HookFunction, Direction, bool]] = []
         directed: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
         for direction, pairs in directed:
-            for names, hook in pairs:
+            for names, hook in _pairs(pairs):
                 named = not callable(names) and names is not None
                 for point in self._points(names):
                     wanted.append((point, hook, direction, named))
@@ -176,6 +178,7 @@ class HookedRootModule(nn.Module):
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         pos_slice: Slice | SliceInput = None,
+        return_cache_object: bool = True,
         **model_kwargs: Any,
     ) -> tuple[Any, Any]:
         """Run the model and keep the activations.
@@ -191,6 +194,7 @@ class HookedRootModule(nn.Module):
                 itself must be one (``return_type="loss"``).
             pos_slice: positions to keep; tensors without a position axis are kept whole. An int keeps the axis, of length
                 one; ``Slice(int)`` drops it.
+            return_cache_object: False gives a plain dictionary, whatever the model makes of its cache.
 
         Returns:
             The output, and the activations by name.
@@ -201,18 +205,25 @@ class HookedRootModule(nn.Module):
         """
         if loss_fn is not None and not incl_bwd:
             raise GradientError("loss_fn is what incl_bwd=True differentiates: give both, or neither")
+        if incl_bwd and not torch.is_grad_enabled():
+            raise GradientError("incl_bwd=True needs gradients, and they are disabled here (no_grad or inference_mode)")
         cache, fwd, bwd = self.get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice, dtype=dtype
         )
         with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
             output = self(*model_args, **model_kwargs)
-            if incl_bwd:
-                _scalar_loss(output, loss_fn).backward()
+        kept = self.cache_object(cache, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
+        if incl_bwd:  # the backward hooks belong to the run, and loss_fn may run the model again
+            _scalar_loss(output, loss_fn).backward()
         if not cache:
             raise HookUnreachableError(
                 f"the names filter {names_filter!r} selects only hook points that this run does not compute"
             )
-        return output, cache
+        return output, kept
+
+    def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool) -> Any:
+        """What ``run_with_cache`` returns as the cache; a model may wrap the dictionary."""
+        return cache
 
     def get_caching_hooks(
         self,
@@ -227,6 +238,8 @@ class HookedRootModule(nn.Module):
         """The cache and the hooks that fill it, not yet attached: ``(cache, fwd_hooks, bwd_hooks)``."""
         cache = {} if cache is None else cache
         names = self._names(names_filter)
+        if not isinstance(dtype, torch.dtype | None):
+            raise InputError(f"dtype={dtype!r}; give a torch.dtype, such as torch.float16")
         window = Slice.unwrap(pos_slice)
         if not window.selects_all and not any(self.hook_dict[name].axes for name in names):
             raise InputError("pos_slice needs hook points that name their axes: HookPoint('batch pos d_model')")
@@ -263,6 +276,8 @@ class HookedRootModule(nn.Module):
                 raise HookUnreachableError(f"{name} is hooked, but {why}")
 
     def _names(self, names_filter: NamesFilter) -> list[str]:
+        if not self.hook_dict:
+            raise HookNameError(f"{type(self).__name__} has no hook points; call setup() at the end of its __init__")
         if isinstance(names_filter, str) and names_filter not in self.hook_dict and names_filter in self.mod_dict:
             inside = [name for name in self.hook_dict if name.startswith(f"{names_filter}.")]
             raise HookNameError(f"{names_filter!r} is a module, not a hook point{did_you_mean(names_filter, inside)}")
@@ -270,6 +285,13 @@ class HookedRootModule(nn.Module):
 
     def _points(self, names: NamesFilter) -> list[HookPoint]:
         return [self.hook_dict[name] for name in self._names(names)]
+
+
+def _pairs(hooks: Hooks) -> Iterator[tuple[NamesFilter, HookFunction]]:
+    for pair in hooks:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
+            raise HookNameError(f"hooks are a list of pairs (name, function), not of {pair!r}")
+        yield pair[0], pair[1]
 
 
 def _scalar_loss(output: Any, loss_fn: Callable[[Any], Tensor] | None) -> Tensor:

@@ -87,7 +87,7 @@ def open_checkpoint(
     """
     if hf_model is not None:
         return _from_hf_model(hf_model, model_name, task)
-    if model_name is None:
+    if not model_name:
         raise CheckpointNotFoundError("give a model: a folder, a hub id, an embedded name, or hf_model=")
     folder = find_folder(model_name, revision)
     where = str(folder / "config.json")
@@ -262,7 +262,10 @@ def load_tokenizer(folder: Path | None) -> Any | None:
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # every tokenizer class has errors of its own
+        raise ConfigError(f"the tokenizer files in {folder} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def tokenizer_named(name: str) -> Any:
@@ -276,6 +279,23 @@ def tokenizer_named(name: str) -> Any:
     if tokenizer is None:
         raise CheckpointNotFoundError(f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
     return tokenizer
+
+
+def device_named(device: Any) -> torch.device:
+    """A device that is there; the default one for None.
+
+    Raises:
+        ConfigError: for what torch does not know as a device, or does not find on this machine.
+    """
+    if device is None:
+        return default_device()
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r} is no device that torch knows: {str(error).splitlines()[0]}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={device!r}, but torch sees no CUDA GPU here; leave device out, or use 'cpu'")
+    return found
 
 
 def default_device() -> torch.device:

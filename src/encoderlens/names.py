@@ -103,7 +103,9 @@ def select(names_filter: NamesFilter, names: Collection[str]) -> list[str]:
     wanted = {names_filter} if isinstance(names_filter, str) else set(names_filter)
     if not wanted:
         raise HookNameError("the names filter is empty: leave it out to select every hook point")
-    for name in sorted(wanted):
+    for name in sorted(wanted, key=str):
+        if not isinstance(name, str):
+            raise HookNameError(f"a names filter holds names, not {name!r}; get_act_name gives the name of a short one")
         if name not in names:
             raise HookNameError(f"there is no hook point {name!r}{did_you_mean(name, names)}")
     return [name for name in names if name in wanted]

@@ -6,8 +6,7 @@ one is a change to this file, to HookPoint and to attention, and to no family.
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -23,11 +22,6 @@ class Sequence:
     batch: int
     pos: int
     mask: Bool[Tensor, "batch pos"] | None = None
-
-    @property
-    def lengths(self) -> Int[Tensor, " batch"]:
-        """Real positions of each sequence."""
-        return torch.full((self.batch,), self.pos) if self.mask is None else self.mask.sum(dim=1)
 
     @property
     def key_mask(self) -> Bool[Tensor, "batch 1 1 pos"] | None:

@@ -45,7 +45,10 @@ class TextBatch(TextContext):
 
     @property
     def mask_token_id(self) -> int:
-        return require_tokenizer(self.tokenizer, "predictions").mask_token_id
+        tokenizer = require_tokenizer(self.tokenizer, "predictions")
+        if tokenizer.mask_token_id is None:
+            raise InputError("the tokenizer has no mask token, so there is no masked word to predict; set tokenizer.mask_token")
+        return tokenizer.mask_token_id
 
     def decode_ids(self, ids: list[int]) -> str:
         return require_tokenizer(self.tokenizer, "predictions").decode(ids).strip()
@@ -67,10 +70,10 @@ class TextBatch(TextContext):
         """The text of positions start to end, both included; from the original string where there is one."""
         if self.texts is None:
             return self.decode_ids(self.tokens[row, start : end + 1].tolist())
-        aligned = align(self.tokenizer, self.texts[row])
-        first, last = aligned.spans[start], aligned.spans[end]
-        text = self.texts[row]
-        source = text if isinstance(text, str) else text[aligned.text_of[start] or 0]
+        text, aligned = self.texts[row], align(self.tokenizer, self.texts[row])
+        padding = 0 if self.sequence.mask is None else int(self.sequence.mask[row].int().argmax())  # on the left, if any
+        first, last = aligned.spans[start - padding], aligned.spans[end - padding]
+        source = text if isinstance(text, str) else text[aligned.text_of[start - padding] or 0]
         return source[first[0] : last[1]] if first and last else ""
 
 
@@ -120,8 +123,10 @@ class Alignment:
         return None
 
 
-def align(tokenizer: Any, text: Text) -> Alignment:
+def align(tokenizer: Any, text: Any) -> Alignment:
     """See ``HookedEncoder.align``."""
+    if not as_texts(text)[1]:
+        raise InputError("align takes one text or pair at a time, not a list")
     if not tokenizer.is_fast:
         raise InputError(f"{type(tokenizer).__name__} keeps no offsets; align needs a fast tokenizer (a tokenizer.json)")
     texts = (text,) if isinstance(text, str) else text
@@ -166,7 +171,9 @@ def as_texts(value: Any) -> tuple[list[Text], bool]:
         InputError: for an empty list, or anything but strings and pairs of strings, all of one kind.
     """
     single = isinstance(value, str | tuple)
-    texts: list[Any] = [value] if single else list(value)
+    if not single and not isinstance(value, list):
+        raise InputError(f"input is {_describe(value)}; text is a string, a pair (a, b), or a list of either")
+    texts: list[Any] = [value] if single else value
     if not texts:
         raise InputError("the list of texts is empty")
     pairs = [isinstance(text, tuple) for text in texts]
@@ -190,6 +197,8 @@ def encode(
     Raises:
         InputError: for a text longer than ``n_ctx`` tokens, unless ``truncate``.
     """
+    if len(texts) > 1 and tokenizer.pad_token_id is None:
+        raise InputError("the tokenizer has no padding token, so it takes one text at a time; set tokenizer.pad_token")
     columns = [list(column) for column in zip(*texts, strict=True)] if isinstance(texts[0], tuple) else [texts]
     limits = {"truncation": True, "max_length": n_ctx} if truncate else {"verbose": False}
     encoding = tokenizer(*columns, return_tensors="pt", padding=len(texts) > 1, return_attention_mask=True, **limits)
@@ -268,7 +277,10 @@ def check_positions(at: Any, sequence: Sequence) -> Int[Tensor, "batch k"]:
     Raises:
         InputError: for anything but an int, a list of ints or an integer tensor [k] or [batch k], all within the sequence.
     """
-    chosen = torch.atleast_1d(torch.as_tensor(at))
+    try:
+        chosen = torch.atleast_1d(torch.as_tensor(at))
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"logits_at is an int, a list of ints, or an integer tensor [k] or [batch k], not {at!r}") from None
     if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.ndim > 2 or chosen.numel() == 0:
         raise InputError("logits_at is an int, a list of ints, or an integer tensor [k] or [batch k]")
     if chosen.ndim == 2 and len(chosen) != sequence.batch:

@@ -1,6 +1,7 @@
 """Small helpers under the names that TransformerLens users know."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from encoderlens.loading import default_device as get_device
@@ -14,7 +15,7 @@ def to_numpy(tensor: Tensor | np.ndarray | list | tuple | float | int | bool) ->
     if not isinstance(tensor, Tensor):
         return np.asarray(tensor)
     values = tensor.detach().cpu()
-    return (values if values.dtype.is_complex or str(values.dtype) != "torch.bfloat16" else values.float()).numpy()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 __all__ = ["Slice", "SliceInput", "get_act_name", "get_device", "to_numpy"]

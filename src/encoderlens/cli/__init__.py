@@ -30,6 +30,6 @@ def main() -> None:
     """Run the command line; 0 on success, 1 for an error of the project, 2 for wrong usage."""
     try:
         app()
-    except EncoderLensError as error:
+    except (EncoderLensError, OSError) as error:
         Console(stderr=True).print(f"encoderlens: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

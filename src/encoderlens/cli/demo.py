@@ -15,6 +15,7 @@ from encoderlens.activation_cache import ActivationCache
 from encoderlens.cli.common import DEMO_MODEL, open_model
 from encoderlens.errors import InputError, TaskError
 from encoderlens.hooked_encoder import HookedEncoder
+from encoderlens.names import head_label
 
 SENTENCE = "She opened the [MASK] and walked into the room."
 TOP = 5
@@ -34,7 +35,8 @@ def demo(
     tokens = list(encoder.align(text).tokens)
     mask = _mask_position(encoder, cache)
     console = Console()
-    console.print(f"[bold]{encoder.cfg.model_name}[/bold]: {encoder.cfg.n_layers} layers, {encoder.cfg.n_heads} heads a layer")
+    title = f"{encoder.cfg.model_name}: {encoder.cfg.n_layers} layers, {encoder.cfg.n_heads} heads a layer"
+    console.print(title, style="bold", markup=False, highlight=False)
     console.print(text, style="italic", markup=False, highlight=False)
     sections = {
         "What the model puts in place of the first mask": _guesses(encoder, logits[0, mask]),
@@ -47,7 +49,7 @@ def demo(
     console.print("\nTry next", style="bold")
     console.print(f"  encoderlens demo --text 'The old man sat down in his {encoder.tokenizer.mask_token}.'", markup=False)
     console.print(f"  encoderlens info {model}    every hook point, with its shape", markup=False)
-    console.print("  the example in the README, to change an activation and see what the model says then", markup=False)
+    console.print("  the example in the README, to change an activation", markup=False)
 
 
 def _mask_position(encoder: HookedEncoder, cache: ActivationCache) -> int:
@@ -106,7 +108,7 @@ def summarise_heads(encoder: HookedEncoder, cache: ActivationCache, position: in
         best = rows.topk(2)
         for head in range(encoder.cfg.n_heads):
             pairs = list(zip(best.indices[head].tolist(), best.values[head].tolist(), strict=True))
-            summaries.append(HeadSummary(f"L{layer}H{head}", entropy[head].item(), pairs))
+            summaries.append(HeadSummary(head_label(layer, head), entropy[head].item(), pairs))
     return sorted(summaries, key=lambda summary: summary.bits)
 
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from encoderlens.activation_cache import ActivationCache
@@ -35,13 +37,16 @@ def run(
     _check_target(save)
     texts = _paired(text, pair)
     encoder = open_model(model, task)
-    _, cache = encoder.run_with_cache(texts, names_filter=hooks or None)
-    report = _report(encoder, texts, cache if hooks else None)
-    if save is not None:
-        _save(cache, save)
-        report["saved"] = str(save)
+    with torch.inference_mode():
+        report = _report(encoder, texts)
+        if hooks or save:
+            _, cache = encoder.run_with_cache(texts, names_filter=hooks or None)
+            report["activations"] = _statistics(cache) if hooks else []
+            if save:
+                _save(cache, save)
+                report["saved"] = str(save)
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps(report, allow_nan=False))
     else:
         _show(report)
 
@@ -57,28 +62,36 @@ def _paired(texts: list[str], pairs: list[str] | None) -> list[str] | list[tuple
 def _check_target(save: Path | None) -> None:
     if save is not None and not save.absolute().parent.is_dir():
         raise InputError(f"--save {save}: the folder {save.absolute().parent} does not exist")
+    if save is not None and save.is_dir():
+        raise InputError(f"--save {save} is a folder; give the name of a file")
 
 
-def _report(encoder: HookedEncoder, texts: Any, cache: ActivationCache | None) -> dict[str, Any]:
+def _report(encoder: HookedEncoder, texts: Any) -> dict[str, Any]:
     report: dict[str, Any] = {"model": encoder.cfg.model_name, "task": encoder.task, "inputs": []}
     predictions, note = _predictions(encoder, texts)
-    for index, text in enumerate(texts):
-        entry: dict[str, Any] = {"text": text, "tokens": encoder.tokens_to_str(text)}
+    for index, tokens in enumerate(encoder.tokens_to_str(texts)):
+        entry: dict[str, Any] = {"text": texts[index], "tokens": tokens}
         if predictions is not None:
             entry["prediction"] = predictions[index]
         report["inputs"].append(entry)
     if note:
         report["note"] = note
-    if cache is not None:
-        report["activations"] = [
-            {"name": name, "shape": list(value.shape), "mean": value.float().mean().item(), "std": value.float().std().item()}
-            for name, value in cache.items()
-        ]
     return report
 
 
+def _statistics(cache: ActivationCache) -> list[dict[str, Any]]:
+    """Name, shape, mean and standard deviation; of finite values, since padded keys have score minus infinity."""
+    rows = []
+    for name, value in cache.items():
+        finite = value[value.isfinite()].float()
+        mean, std = finite.mean().item(), finite.std(correction=0).item()
+        rows.append({"name": name, "shape": list(value.shape), "mean": mean, "std": std})
+    return rows
+
+
 def _predictions(encoder: HookedEncoder, texts: Any) -> tuple[list[Any] | None, str | None]:
-    """A prediction for each text, or why there is none: the texts have run already, so only decoding can refuse them."""
+    """A prediction for each text, or why there is none. Text that the model cannot read at all is an error."""
+    encoder.to_tokens(texts, truncate=False)
     if encoder.task is None:
         return None, "the checkpoint has no head, so there is nothing to predict"
     try:
@@ -93,7 +106,10 @@ def _save(cache: ActivationCache, path: Path) -> None:
         tensors["tokens"] = cache.tokens
     if cache.mask is not None:
         tensors["mask"] = cache.mask
-    save_file(tensors, path, metadata={"model": cache.model.cfg.model_name})
+    try:
+        save_file(tensors, path, metadata={"model": cache.model.cfg.model_name})
+    except SafetensorError as error:
+        raise InputError(f"--save {path}: {error}") from error
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -108,8 +124,8 @@ def _show(report: dict[str, Any]) -> None:
                 f"  prediction  {', '.join(value) if isinstance(value, list) else value}", markup=False, highlight=False
             )
     if "note" in report:
-        console.print(f"No prediction: {report['note']}.", style="dim", markup=False, highlight=False)
-    if "activations" in report:
+        console.print(f"No prediction: {report['note']}.", style="dim", markup=False, highlight=False, soft_wrap=True)
+    if report.get("activations"):
         table = Table(box=None, pad_edge=False)
         for column in ("activation", "shape", "mean", "std"):
             table.add_column(column, overflow="fold")

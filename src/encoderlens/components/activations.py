@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +48,12 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activation(name: str) -> Activation:
+def activation(name: Any) -> Activation:
     """The activation function of that name.
 
     Raises:
         ConfigError: for an unknown name, with the known ones.
     """
     if name not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {name!r}{did_you_mean(name, ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}")
+        raise ConfigError(f"unknown activation {name!r}{did_you_mean(str(name), ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]

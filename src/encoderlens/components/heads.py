@@ -162,6 +162,14 @@ class Head(ABC):
             InputError: for a wrong shape, dtype or range, or nothing to score.
         """
 
+    def check_text(self, text: TextContext) -> None:  # noqa: B027  most heads can decode anything
+        """Refuse text that predictions cannot be made for, before anything runs.
+
+        Raises:
+            InputError: if the text lacks what the head predicts.
+            TokenizerMissingError: if there is no tokenizer to put predictions in words.
+        """
+
     @abstractmethod
     def loss(self, logits: Float[Tensor, "batch *logits"], labels: Num[Tensor, "batch *labels"]) -> Float[Tensor, ""]:
         """The training loss, averaged over labels that are not -100."""
@@ -195,14 +203,16 @@ class MaskedLMHead(Head):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return _cross_entropy(logits, labels)
 
-    def decode(self, logits: Tensor, text: TextContext) -> list[list[str]]:
-        is_mask = text.tokens == text.mask_token_id
-        without = (~is_mask.any(dim=1)).nonzero().flatten().tolist()
+    def check_text(self, text: TextContext) -> None:
+        without = (text.tokens != text.mask_token_id).all(dim=1).nonzero().flatten().tolist()
         if without:
             raise InputError(
                 f"there is no mask token to predict in sequence {', '.join(map(str, without))}: put the tokenizer's mask "
                 "token where a word is wanted"
             )
+
+    def decode(self, logits: Tensor, text: TextContext) -> list[list[str]]:
+        is_mask = text.tokens == text.mask_token_id
         best = logits.argmax(-1)
         return [[text.decode_ids([piece]) for piece in best[row][is_mask[row]].tolist()] for row in range(len(best))]
 
@@ -325,6 +335,10 @@ class QuestionAnsweringHead(Head):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``labels`` [batch 2]: the first and last position of each answer; the mean of both cross-entropies."""
         return (_cross_entropy(logits[..., 0], labels[:, 0]) + _cross_entropy(logits[..., 1], labels[:, 1])) / 2
+
+    def check_text(self, text: TextContext) -> None:
+        for row in range(len(text.tokens)):
+            text.answerable(row)
 
     def decode(self, logits: Tensor, text: TextContext) -> list[str]:
         return [text.span_text(row, *_best_span(logits[row], text.answerable(row))) for row in range(len(logits))]

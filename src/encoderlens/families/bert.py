@@ -102,6 +102,10 @@ def _heads(
 
 
 def write_config(cfg: EncoderConfig) -> dict[str, Any]:
+    if cfg.n_heads * cfg.d_head != cfg.d_model:
+        raise ConfigError(
+            f"Hugging Face's BERT has n_heads * d_head = d_model, and this is {cfg.n_heads} * {cfg.d_head} != {cfg.d_model}"
+        )
     values: dict[str, Any] = {
         "hidden_size": cfg.d_model,
         "num_hidden_layers": cfg.n_layers,
