@@ -164,8 +164,8 @@ class HookPoint(nn.Module):
     def _attach_backward_hooks(self, tensor: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and tensor.requires_grad):
             raise GradientError(
-                f"{self.name} has a backward hook (incl_bwd=True attaches one), but its activation carries no gradient: run "
-                "with gradients enabled, and with parameters (or an input) that require them"
+                f"{self.name} has a backward hook, but its activation carries no gradient: run with gradients enabled, "
+                "and with parameters (or an input) that require them"
             )
         node = tensor.view_as(tensor)
         for handle in self.bwd_hooks:
