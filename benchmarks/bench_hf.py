@@ -4,7 +4,6 @@ A ratio below 1 means that EncoderLens is faster. "of GEMM" is the rate of the m
 the same machine reaches, in the same rounds, when it computes the products with the model's weights and nothing else.
 """
 
-import argparse
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.utils import logging
 
 from encoderlens import HookedEncoder
-from timing import Run, Timings, interleaved, matmul_flops, print_row, weight_products
+from timing import Run, Timings, benchmark_options, interleaved, matmul_flops, print_row, weight_products
 
 OURS, THEIRS, GEMM = "encoderlens", "transformers", "gemm"
 TINY = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 99}
@@ -34,7 +33,7 @@ class Case:
 
 
 def main() -> None:
-    options = _options()
+    options = benchmark_options(__doc__)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     logging.set_verbosity_error()
     torch.manual_seed(0)
@@ -47,15 +46,6 @@ def main() -> None:
     for case in _cases(model, hf_model):
         if options.only in case.title:
             print_row(*_row(case, model, options.pairs))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=9, help="timed rounds of every row")
-    parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
-    parser.add_argument("--only", default="", help="just the rows whose title holds this text")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model: to try the script out")
-    return parser.parse_args()
 
 
 def _cases(model: HookedEncoder, hf_model: BertForMaskedLM) -> Iterator[Case]:

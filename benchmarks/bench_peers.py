@@ -3,7 +3,6 @@
 A ratio below 1 means that EncoderLens is faster. Run it in the peers' environment: ``make bench-peers``.
 """
 
-import argparse
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,7 @@ import transformer_lens  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from encoderlens import HookedEncoder
-from timing import Run, Timings, interleaved, print_row
+from timing import Run, Timings, benchmark_options, interleaved, print_row
 
 OURS, THEIRS = "encoderlens", "transformer_lens"
 WIDTHS = (28, 9, 14, 18, 24)
@@ -24,7 +23,7 @@ TINY = {"d_model": 48, "n_layers": 2, "n_heads": 4, "d_head": 12, "d_mlp": 64, "
 
 
 def main() -> None:
-    options = _options()
+    options = benchmark_options(__doc__)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     warnings.simplefilter("ignore", DeprecationWarning)
     theirs, ours = _twins(TINY if options.tiny else BASE)
@@ -36,15 +35,6 @@ def main() -> None:
                 with torch.inference_mode():
                     timings = interleaved({OURS: run_ours, THEIRS: run_theirs}, options.pairs)
                 print_row(title, f"{batch} x {pos}", *_figures(timings), widths=WIDTHS)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=9, help="timed rounds of every row")
-    parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
-    parser.add_argument("--only", default="", help="just the rows whose title holds this text")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model: to try the script out")
-    return parser.parse_args()
 
 
 def _twins(sizes: dict[str, int]) -> tuple[Any, HookedEncoder]:

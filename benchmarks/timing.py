@@ -4,6 +4,7 @@ What is compared runs in turn, A B A B …, in random order within each round, s
 other one leaves in the caches favours a side. Ratios are taken round by round; medians and quartiles are reported.
 """
 
+import argparse
 import random
 import statistics
 import time
@@ -64,6 +65,16 @@ def interleaved(runs: Mapping[str, Run], rounds: int, warm_up: int = 2, seed: in
             if index >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return Timings(seconds)
+
+
+def benchmark_options(description: str | None) -> argparse.Namespace:
+    """What every benchmark of speed can be told on the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--pairs", type=int, default=9, help="timed rounds of every row")
+    parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
+    parser.add_argument("--only", default="", help="just the rows whose title holds this text")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: to try the script out")
+    return parser.parse_args()
 
 
 def print_row(*cells: str, widths: tuple[int, ...] = (56, 9, 12, 14, 24, 8)) -> None:

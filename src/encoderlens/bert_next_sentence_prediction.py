@@ -8,8 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from encoderlens.encoder import ReturnType
-from encoderlens.hooked_encoder import HookedEncoder, check_pairs
+from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.hooked_root_module import Hooks
+from encoderlens.text_input import check_pairs
 
 
 class BertNextSentencePrediction:

@@ -23,6 +23,7 @@ from encoderlens.text_input import (
     align,
     as_texts,
     check_mask,
+    check_pairs,
     check_positions,
     check_token_types,
     check_tokens,
@@ -401,18 +402,6 @@ def _float_dtype(dtype: torch.dtype) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError(f"dtype={dtype!r}; a model's dtype is torch.float32, float16, bfloat16 or float64")
     return dtype
-
-
-def check_pairs(input: Any, token_type_ids: Tensor | None) -> None:
-    """Refuse what is no pair of sentences, and tokens that do not say which sentence they belong to."""
-    if isinstance(input, Tensor):
-        if token_type_ids is None:
-            raise InputError(
-                "next-sentence prediction on tokens needs token_type_ids (0 for the first sentence, 1 for the second); without "
-                "them the model would take the pair as one sentence"
-            )
-    elif not all(isinstance(text, tuple) for text in as_texts(input)[0]):
-        raise InputError("next-sentence prediction takes a pair of sentences (a, b), or a list of pairs")
 
 
 def _at_positions(resid: Float[Tensor, "batch pos d_model"], at: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k d_model"]:

@@ -291,6 +291,22 @@ def check_positions(at: Any, sequence: Sequence) -> Int[Tensor, "batch k"]:
     return (chosen.long() % sequence.pos).expand(sequence.batch, chosen.shape[-1])
 
 
+def check_pairs(input: Any, token_type_ids: Tensor | None) -> None:
+    """Refuse what is no pair of sentences, and tokens that do not say which sentence they belong to.
+
+    Raises:
+        InputError: for either.
+    """
+    if isinstance(input, Tensor):
+        if token_type_ids is None:
+            raise InputError(
+                "next-sentence prediction on tokens needs token_type_ids (0 for the first sentence, 1 for the second); without "
+                "them the model would take the pair as one sentence"
+            )
+    elif not all(isinstance(text, tuple) for text in as_texts(input)[0]):
+        raise InputError("next-sentence prediction takes a pair of sentences (a, b), or a list of pairs")
+
+
 def _same_shape(value: Any, shape: torch.Size | tuple[int, ...], name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise InputError(f"{name} is {_describe(value)}; give a tensor of shape {list(shape)}")
