@@ -68,12 +68,35 @@ class MLPPart(Part):
 
 
 @dataclass(frozen=True)
-class PostLNPart(Part):
+class GatedMLPPart(MLPPart):
+    """A gate on a second, linear branch (Shazeer 2020)."""
+
+    component = "GatedMLP"
+
+
+@dataclass(frozen=True)
+class BlockPart(Part):
+    """A block; ``final_norm`` says whether one more norm follows the last of them."""
+
+    takes = ("attn", "mlp", "norm")
+    final_norm: ClassVar[bool]
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class PostLNPart(BlockPart):
     """LayerNorm after attention and after the MLP (Vaswani et al. 2017)."""
 
     component = "PostLNBlock"
-    takes = ("attn", "mlp", "norm")
-    dropout: float = 0.0
+    final_norm = False
+
+
+@dataclass(frozen=True)
+class PreLNPart(BlockPart):
+    """LayerNorm before attention and before the MLP, and after the last block (Xiong et al. 2020)."""
+
+    component = "PreLNBlock"
+    final_norm = True
 
 
 @dataclass(frozen=True)
@@ -153,7 +176,7 @@ class EncoderConfig:
     attention: AttentionPart
     norm: LayerNormPart
     mlp: MLPPart
-    block: PostLNPart
+    block: BlockPart
     pooler: PoolerPart | None = None
     heads: tuple[HeadPart, ...] = ()
     initializer_range: float = 0.02

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from encoderlens.components import Head, build, empty_parameters
-from encoderlens.components.block import PostLNBlock
+from encoderlens.components.block import Block
 from encoderlens.components.norm import LayerNorm
+from encoderlens.components.residual import Step
 from encoderlens.config import EncoderConfig, ModelConfig
 from encoderlens.errors import ConfigError, InputError, TaskError
 from encoderlens.factored_matrix import FactoredMatrix
@@ -35,6 +36,7 @@ class RunPlan:
         returns: the kind of output.
         embeds: whether it starts from the input, rather than from a residual stream.
         start, stop: the blocks that run, the last one excluded.
+        finishes: whether the final norm of a pre-LN encoder runs.
         head: the head that runs, if any.
     """
 
@@ -42,6 +44,7 @@ class RunPlan:
     embeds: bool
     start: int
     stop: int
+    finishes: bool
     head: Head | None
 
     def reaches(self, name: str) -> bool:
@@ -50,6 +53,8 @@ class RunPlan:
         if layer is not None:
             return self.start <= layer < self.stop
         top = name.split(".")[0]
+        if top == "ln_final":
+            return self.finishes
         return self.embeds if top in ("embed", "hook_full_embed") else self.head is not None and top in self.head.modules
 
     def __str__(self) -> str:
@@ -66,12 +71,14 @@ class Encoder(HookedRootModule):
     Attributes:
         cfg: configuration, device, dtype and ``use_*`` flags.
         blocks: the layers.
+        ln_final: the norm after the last block; None for post-LN encoders.
         heads: every head that the model carries, by task.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
     """
 
     blocks: nn.ModuleList
+    ln_final: LayerNorm | None
 
     def __init__(self, cfg: EncoderConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -92,6 +99,7 @@ class Encoder(HookedRootModule):
             build(cfg.block, context | {"attn": build(cfg.attention, context), "mlp": build(cfg.mlp, context)})
             for _ in range(cfg.n_layers)
         )
+        self.ln_final = context["norm"]() if cfg.block.final_norm else None
         context["embedding"] = self.embed.embed.weight
         self.heads: dict[str, Head] = {}
         if cfg.pooler is not None:
@@ -173,7 +181,7 @@ class Encoder(HookedRootModule):
         if stop < start:
             raise InputError(f"stop_at_layer={stop_at_layer} lies before start_at_layer={start_at_layer}")
         head = self.heads[self.task] if returns in ("logits", "predictions", "loss") and self.task else None
-        plan = RunPlan(returns, start_at_layer is None, start, stop, head)
+        plan = RunPlan(returns, start_at_layer is None, start, stop, stop_at_layer is None, head)
         if self.context_level:
             self.check_reachable(plan.reaches, f"this run does not compute it ({plan})")
         return plan if returns is not None else self._shortened(plan)
@@ -202,15 +210,31 @@ class Encoder(HookedRootModule):
         if any(point.bwd_hooks for point in self.hook_points()):
             return plan
         hooked = [block_of(name) for name, point in self.hook_dict.items() if point.fwd_hooks]
+        if plan.finishes and "ln_final" in {name.split(".")[0] for name, point in self.hook_dict.items() if point.fwd_hooks}:
+            return plan
         last = max((layer for layer in hooked if layer is not None), default=-1)
-        return RunPlan(plan.returns, plan.embeds, plan.start, max(plan.start, min(plan.stop, last + 1)), None)
+        return RunPlan(plan.returns, plan.embeds, plan.start, max(plan.start, min(plan.stop, last + 1)), False, None)
 
     def run_blocks(
         self, resid: Float[Tensor, "batch pos d_model"], plan: RunPlan, sequence: Sequence
     ) -> Float[Tensor, "batch pos d_model"]:
         for block in self.blocks[plan.start : plan.stop]:
             resid = block(resid, sequence)
-        return resid
+        return self.ln_final(resid) if plan.finishes and self.ln_final is not None else resid
+
+    def residual_path(self, layer: int | None = None, mlp_input: bool = False) -> list[Step]:
+        """What joins the residual stream, and the norms that it passes through, up to a layer.
+
+        Args:
+            layer: up to ``hook_resid_pre`` of this layer; ``n_layers`` or None: to the final stream, before any ``ln_final``.
+            mlp_input: up to ``hook_resid_mid`` of this layer instead.
+        """
+        blocks = self._layers()
+        stop = len(blocks) if layer is None else layer
+        steps: list[Step] = list(self.embed.residual_path)
+        for block in blocks[:stop]:
+            steps += [*block.path_to_mid, *block.path_from_mid]
+        return [*steps, *blocks[stop].path_to_mid] if mlp_input else steps
 
     # Moving
 
@@ -231,8 +255,8 @@ class Encoder(HookedRootModule):
 
     # Weights
 
-    def _layers(self) -> list[PostLNBlock]:
-        return cast(list[PostLNBlock], list(self.blocks))
+    def _layers(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:

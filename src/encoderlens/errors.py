@@ -12,7 +12,8 @@ EncoderLensError
 ├── GradientError (RuntimeError)          backward hooks or gradients asked for where there are none
 ├── InputError (ValueError)               text, tokens, masks, labels or options that do not fit the model
 │   └── TokenizerMissingError             text given to a model that has no tokenizer
-└── TaskError (ValueError)                a head that the model does not have
+├── TaskError (ValueError)                a head that the model does not have
+└── AnalysisError (ValueError)            an analysis that would not be exact on this model, in this state
 """
 
 
@@ -69,3 +70,7 @@ class TokenizerMissingError(InputError):
 
 class TaskError(EncoderLensError, ValueError):
     """A head that the model does not have."""
+
+
+class AnalysisError(EncoderLensError, ValueError):
+    """An analysis that would not be exact on this model, in this state."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from encoderlens.components.attention import Attention
-from encoderlens.components.block import PostLNBlock
+from encoderlens.components.block import PostLNBlock, PreLNBlock
 from encoderlens.components.embed import AbsolutePositions, Embed
 from encoderlens.components.heads import (
     Head,
@@ -18,7 +18,7 @@ from encoderlens.components.heads import (
     SequenceClassificationHead,
     TokenClassificationHead,
 )
-from encoderlens.components.mlp import MLP
+from encoderlens.components.mlp import MLP, GatedMLP
 from encoderlens.components.norm import LayerNorm
 from encoderlens.config import Part
 
@@ -28,12 +28,14 @@ _COMPONENTS: dict[str, type] = {
         AbsolutePositions,
         Attention,
         Embed,
+        GatedMLP,
         LayerNorm,
         MLP,
         MaskedLMHead,
         NextSentenceHead,
         Pooler,
         PostLNBlock,
+        PreLNBlock,
         QuestionAnsweringHead,
         SequenceClassificationHead,
         TokenClassificationHead,

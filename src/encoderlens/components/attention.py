@@ -5,18 +5,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from encoderlens.components.linear import Component, Linear, WeightView
+from encoderlens.components.freezing import Freezable
+from encoderlens.components.linear import Linear, WeightView
+from encoderlens.components.residual import Writer
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import HeadVectors, Stream
 
 
-class Attention(Component):
+class Attention(Writer, Freezable):
     """``softmax(q k^T / sqrt(d_head)) v``, heads joined by ``W_O``.
 
     With a hook on scores or pattern the pattern is computed explicitly, otherwise by ``scaled_dot_product_attention``.
-    Padded keys have score minus infinity.
+    Padded keys have score minus infinity. Frozen, the pattern takes no gradient.
     """
+
+    quantity = "pattern"
+    part, parts_axis, bias_name = "H", -2, "b_O"
 
     W_Q = WeightView("q.weight", "(head d_head) d_model -> head d_model d_head")
     W_K = WeightView("k.weight", "(head d_head) d_model -> head d_model d_head")
@@ -53,7 +58,7 @@ class Attention(Component):
         v = self.hook_v(self._project(v_input, self.v))
         z = self.hook_z(self._mix(q, k, v, sequence))
         if self.hook_result.active:
-            result = self.hook_result(torch.einsum("...hd,mhd->...hm", z, self.o.weight.unflatten(1, z.shape[-2:])))
+            result = self.hook_result(self.spread(z, self.W_O))
             return result.sum(-2) + self.o.bias
         return self.o(z.flatten(-2))
 
@@ -67,7 +72,7 @@ class Attention(Component):
     def _mix(self, q: HeadVectors, k: HeadVectors, v: HeadVectors, sequence: Sequence) -> HeadVectors:
         q, k, v = q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
         dropout = self.dropout if self.training else 0.0
-        if self.hook_attn_scores.active or self.hook_pattern.active:
+        if self.hook_attn_scores.active or self.hook_pattern.active or self.frozen:
             z = F.dropout(self._pattern(q, k, sequence), dropout) @ v
         else:
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=sequence.key_mask, dropout_p=dropout)
@@ -77,7 +82,25 @@ class Attention(Component):
         scores = (q * self.d_head**-0.5) @ k.mT
         if sequence.key_mask is not None:
             scores = scores.masked_fill(~sequence.key_mask, -torch.inf)
-        return self.hook_pattern(self.hook_attn_scores(scores).softmax(-1))
+        return self.hook_pattern(self.hold(self.hook_attn_scores(scores).softmax(-1)))
+
+    @property
+    def parts_point(self) -> HookPoint:
+        return self.hook_z
+
+    @property
+    def out_weight(self) -> Float[Tensor, "head d_head d_model"]:
+        return self.W_O
+
+    @property
+    def out_bias(self) -> Float[Tensor, " d_model"]:
+        return self.o.bias
+
+    def spread(self, activation: HeadVectors, weight: Float[Tensor, "head d_head out"]) -> Float[Tensor, "*rows head out"]:
+        return torch.einsum("...hd,hdm->...hm", activation, weight)
+
+    def dot(self, activation: HeadVectors, gradient: Stream) -> Float[Tensor, "*rows head"]:
+        return ((gradient @ self.o.weight).unflatten(-1, activation.shape[-2:]) * activation).sum(-1)
 
 
 def split_heads(x: Stream, n_heads: int) -> Float[Tensor, "*rows head d_model"]:

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from encoderlens.components.linear import Component, WeightView
+from encoderlens.components.norm import LayerNorm
+from encoderlens.components.residual import Norm, Step, Write
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 
@@ -65,7 +67,7 @@ class Embed(nn.Module):
         dropout: float,
         d_model: int,
         pos_embed: AbsolutePositions,
-        norm: Callable[[], nn.Module],
+        norm: Callable[[], LayerNorm],
     ) -> None:
         super().__init__()
         self.dropout = dropout
@@ -84,3 +86,8 @@ class Embed(nn.Module):
         types = self.hook_token_type_embed(self.token_type_embed(token_type_ids, sequence))
         positions = self.hook_pos_embed(self.pos_embed(sequence))
         return F.dropout(self.ln(words + types + positions), self.dropout, self.training)
+
+    @property
+    def residual_path(self) -> list[Step]:
+        """The residual path up to block 0."""
+        return [Write(self.hook_embed), Write(self.hook_pos_embed), Write(self.hook_token_type_embed), Norm(self.ln)]

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
-from encoderlens.components.activations import activation
+from encoderlens.components.activations import Activation
 from encoderlens.components.linear import Component, Linear, WeightView
+from encoderlens.components.norm import LayerNorm
 from encoderlens.errors import InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
@@ -56,9 +57,9 @@ class MLMTransform(Component):
     W = WeightView("dense.weight", "out d_model -> d_model out")
     b = WeightView("dense.bias")
 
-    def __init__(self, d_model: int, act_fn: str, norm: Callable[[], nn.Module]) -> None:
+    def __init__(self, d_model: int, act_fn: str, norm: Callable[[], LayerNorm]) -> None:
         super().__init__()
-        self.act_fn = activation(act_fn)
+        self.act_fn = Activation(act_fn)
         self.dense = Linear(d_model, d_model)
         self.hook_pre = HookPoint("batch pos d_model")
         self.hook_post = HookPoint("batch pos d_model")
@@ -94,13 +95,14 @@ class Pooler(Component):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.dense = Linear(d_model, d_model)
+        self.act_fn = Activation("tanh")
         self.hook_pooler_out = HookPoint("batch d_model")
 
     def forward(
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence | None = None
     ) -> Float[Tensor, "batch d_model"]:
         first = resid[:, 0] if sequence is None else sequence.first(resid)
-        return self.hook_pooler_out(self.dense(first).tanh())
+        return self.hook_pooler_out(self.act_fn(self.dense(first)))
 
 
 class NSPHead(Component):
@@ -189,7 +191,7 @@ class MaskedLMHead(Head):
     task = "masked_lm"
     per_position = True
 
-    def __init__(self, act_fn: str, tied: bool, d_model: int, norm: Callable[[], nn.Module], embedding: nn.Parameter) -> None:
+    def __init__(self, act_fn: str, tied: bool, d_model: int, norm: Callable[[], LayerNorm], embedding: nn.Parameter) -> None:
         weight = embedding if tied else nn.Parameter(torch.empty_like(embedding))
         self.transform, self.unembed = MLMTransform(d_model, act_fn, norm), Unembed(weight)
         super().__init__(mlm_head=self.transform, unembed=self.unembed)

@@ -5,14 +5,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from encoderlens.components.freezing import Freezable
 from encoderlens.hook_points import HookPoint
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Freezable):
     """``(x - mean(x)) / scale * w + b`` with ``scale = sqrt(var(x) + eps)`` (Ba et al. 2016).
 
-    Half-precision input is normalised in float32, which is also what the hook points see.
+    Half-precision input is normalised in float32, which is also what the hook points see. Frozen, the scale takes no gradient.
     """
+
+    quantity = "ln"
 
     def __init__(self, d_model: int, eps: float) -> None:
         super().__init__()
@@ -23,16 +26,16 @@ class LayerNorm(nn.Module):
         self.hook_normalized = HookPoint("batch pos d_model")
 
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        if not (self.hook_scale.active or self.hook_normalized.active):
+        if not (self.hook_scale.active or self.hook_normalized.active or self.frozen):
             return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         return torch.addcmul(self.b, self._normalized(wide), self.w).to(x.dtype)
 
     def _normalized(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        if self.hook_scale.only_caches and self.hook_normalized.only_caches:  # the same in half the time
+        if self.hook_scale.only_caches and self.hook_normalized.only_caches and not self.frozen:  # the same in half the time
             normalized, _, inverse_scale = torch.native_layer_norm(x, self.w.shape, None, None, self.eps)
             self.hook_scale(inverse_scale.reciprocal())
             return self.hook_normalized(normalized)
         centred = x - x.mean(-1, keepdim=True)
-        scale = self.hook_scale((centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        scale = self.hook_scale((self.hold(centred).square().mean(-1, keepdim=True) + self.eps).sqrt())
         return self.hook_normalized(centred / scale)

@@ -102,6 +102,10 @@ def _heads(
 
 
 def write_config(cfg: EncoderConfig) -> dict[str, Any]:
+    if type(cfg.block) is not PostLNPart or type(cfg.mlp) is not MLPPart:
+        raise ConfigError(
+            f"Hugging Face's BERT has PostLNBlock and MLP, and this model {cfg.block.component} and {cfg.mlp.component}"
+        )
     if cfg.n_heads * cfg.d_head != cfg.d_model:
         raise ConfigError(
             f"Hugging Face's BERT has n_heads * d_head = d_model, and this is {cfg.n_heads} * {cfg.d_head} != {cfg.d_model}"
