@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("components",),
     ("tensor_source", "weights", "families", "loading", "text_input"),
     ("activation_cache", "encoder", "conversion", "hooked_encoder", "bert_next_sentence_prediction", "utils"),
+    ("analysis",),
     ("cli",),
 )
 LAYER_OF = {room: index for index, rooms in enumerate(LAYERS) for room in rooms}
