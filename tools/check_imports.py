@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sequence", "hook_points", "hooked_root_module", "factored_matrix", "config", "config_from_dict"),
     ("components",),
     ("tensor_source", "weights", "families", "loading", "text_input"),
-    ("activation_cache", "encoder", "conversion", "hooked_encoder", "bert_next_sentence_prediction", "utils"),
+    ("activation_cache", "encoder", "conversion", "hooked_encoder", "bert_next_sentence_prediction", "utils", "linearised"),
     ("analysis",),
     ("cli",),
 )

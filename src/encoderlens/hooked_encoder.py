@@ -14,7 +14,7 @@ from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest, request_from_dict
 from encoderlens.encoder import Encoder, ReturnType, RunPlan
 from encoderlens.errors import ConfigError, InputError, TaskError
-from encoderlens.sequence import Sequence
+from encoderlens.sequence import Sequence, at_positions
 from encoderlens.text_input import (
     Alignment,
     Text,
@@ -241,7 +241,7 @@ class HookedEncoder(Encoder):
             if plan.returns is None or plan.head is None:
                 return None if plan.returns is None else resid
             if chosen is not None:
-                resid = _at_positions(resid, chosen)
+                resid = at_positions(resid, chosen)
             return self._run_head(plan, plan.head, resid, batch, labels)
 
     def encoder_output(
@@ -402,8 +402,3 @@ def _float_dtype(dtype: torch.dtype) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError(f"dtype={dtype!r}; a model's dtype is torch.float32, float16, bfloat16 or float64")
     return dtype
-
-
-def _at_positions(resid: Float[Tensor, "batch pos d_model"], at: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k d_model"]:
-    index = at.to(resid.device).unsqueeze(-1)
-    return resid.gather(1, index.expand(-1, -1, resid.shape[-1]))

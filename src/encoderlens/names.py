@@ -1,4 +1,4 @@
-"""The grammar of hook names: short names and full names, filters over them, and suggestions for misspelt ones."""
+"""The grammar of hook names and of row labels: short and full names, filters over them, and suggestions for misspelt ones."""
 
 import difflib
 import re
@@ -77,8 +77,29 @@ def block_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def part_label(part: str, layer: int, index: int) -> str:
+    """The row label of a head (``"L0H1"``) or a neuron (``"L0N17"``)."""
+    return f"L{layer}{part}{index}"
+
+
 def head_label(layer: int, head: int) -> str:
-    return f"L{layer}H{head}"
+    return part_label("H", layer, head)
+
+
+def write_label(hook_name: str) -> str:
+    """The row label of what passes a hook point: ``"0_attn_out"`` at ``blocks.0.hook_attn_out``; ``"pos_embed"``."""
+    return in_block(block_of(hook_name), hook_name.rpartition("hook_")[2])
+
+
+def norm_label(hook_name: str) -> str:
+    """The row label of a norm's bias, by a hook point of the norm: ``"0_ln1_b"``, ``"embed_ln_b"``, ``"ln_final_b"``."""
+    layer, path = block_of(hook_name), hook_name.rpartition(".hook_")[0]
+    return in_block(layer, f"{_BLOCK.sub('', path).replace('.', '_')}_b")
+
+
+def in_block(layer: int | None, label: str) -> str:
+    """A row label with its layer in front, if it has one: ``"0_b_O"``."""
+    return label if layer is None else f"{layer}_{label}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ one is a change to this file, to HookPoint and to attention, and to no family.
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -35,3 +35,9 @@ class Sequence:
     def first(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         """The stream at each sequence's first position ([CLS])."""
         return resid[:, 0]
+
+
+def at_positions(x: Float[Tensor, "batch pos width"], at: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k width"]:
+    """x at some positions of each sequence."""
+    index = at.to(x.device).unsqueeze(-1)
+    return x.gather(1, index.expand(-1, -1, x.shape[-1]))

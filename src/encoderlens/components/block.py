@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from encoderlens.components.attention import Attention, split_heads
 from encoderlens.components.mlp import NeuronWriter
 from encoderlens.components.norm import LayerNorm
-from encoderlens.components.residual import Norm, Step, Write
+from encoderlens.components.residual import Norm, Step, WriteOfParts
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import Resid
@@ -92,11 +92,11 @@ class PostLNBlock(Block):
 
     @property
     def path_to_mid(self) -> list[Step]:
-        return [Write(self.hook_attn_out, self.attn)]
+        return [WriteOfParts(self.hook_attn_out, self.attn)]
 
     @property
     def path_from_mid(self) -> list[Step]:
-        return [Norm(self.ln1), Write(self.hook_mlp_out, self.mlp), Norm(self.ln2)]
+        return [Norm(self.ln1), WriteOfParts(self.hook_mlp_out, self.mlp), Norm(self.ln2)]
 
     def norm_in_front(self, mlp_input: bool) -> LayerNorm | None:
         return self.ln1 if mlp_input else None
@@ -131,11 +131,11 @@ class PreLNBlock(Block):
 
     @property
     def path_to_mid(self) -> list[Step]:
-        return [Write(self.hook_attn_out, self.attn)]
+        return [WriteOfParts(self.hook_attn_out, self.attn)]
 
     @property
     def path_from_mid(self) -> list[Step]:
-        return [Write(self.hook_mlp_out, self.mlp)]
+        return [WriteOfParts(self.hook_mlp_out, self.mlp)]
 
     def norm_in_front(self, mlp_input: bool) -> LayerNorm | None:
         return self.ln2 if mlp_input else self.ln1

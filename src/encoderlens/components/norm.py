@@ -31,6 +31,14 @@ class LayerNorm(Freezable):
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         return torch.addcmul(self.b, self._normalized(wide), self.w).to(x.dtype)
 
+    def in_front_of(self, matrix: Float[Tensor, "d_model out"] | None) -> Float[Tensor, "d_model out"]:
+        """The matrix of this norm's linear part at a scale of one, times ``matrix`` (None: the identity), in float32 or wider:
+        ``x @ result`` is ``((x - mean(x)) * w) @ matrix``.
+        """
+        w = self.w.to(torch.promote_types(self.w.dtype, torch.float32))
+        weighted = w.diag() if matrix is None else w[:, None] * matrix
+        return weighted - weighted.mean(0)
+
     def _normalized(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         if self.hook_scale.only_caches and self.hook_normalized.only_caches and not self.frozen:  # the same in half the time
             normalized, _, inverse_scale = torch.native_layer_norm(x, self.w.shape, None, None, self.eps)

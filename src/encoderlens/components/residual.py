@@ -4,6 +4,7 @@ A component that stands on the path says so once, in ``residual_path`` or its pa
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from encoderlens.components.linear import Component
 from encoderlens.components.norm import LayerNorm
 from encoderlens.hook_points import HookPoint
+from encoderlens.names import in_block, norm_label, part_label, write_label
 
 
 class Writer(Component, ABC):
@@ -56,14 +58,35 @@ class Writer(Component, ABC):
 
 @dataclass(frozen=True)
 class Write:
-    """A place where the stream becomes the sum of itself and of what passes through ``point``.
-
-    Attributes:
-        writer: the component that writes there, if it has parts.
-    """
+    """A place where the stream becomes the sum of itself and of what passes through ``point``."""
 
     point: HookPoint
-    writer: Writer | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the hook point."""
+        return str(self.point.name)
+
+    @property
+    def label(self) -> str:
+        """The row label of what is written: ``"0_attn_out"``."""
+        return write_label(self.name)
+
+
+@dataclass(frozen=True)
+class WriteOfParts(Write):
+    """A place where a writer of a block writes."""
+
+    writer: Writer
+
+    def part_labels(self, indices: Iterable[int]) -> list[str]:
+        """The row labels of some of the writer's parts: ``"L0H1"``."""
+        return [part_label(self.writer.part, self.point.layer(), index) for index in indices]
+
+    @property
+    def bias_label(self) -> str:
+        """The row label of the writer's bias: ``"0_b_O"``."""
+        return in_block(self.point.layer(), self.writer.bias_name)
 
 
 @dataclass(frozen=True)
@@ -71,6 +94,11 @@ class Norm:
     """A norm that the whole stream passes through."""
 
     norm: LayerNorm
+
+    @property
+    def label(self) -> str:
+        """The row label of its bias: ``"0_ln1_b"``."""
+        return norm_label(str(self.norm.hook_scale.name))
 
 
 Step = Write | Norm

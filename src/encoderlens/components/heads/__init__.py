@@ -1,0 +1,11 @@
+"""Heads, and the modules that they are made of."""
+
+from encoderlens.components.heads.classification import NextSentenceHead as NextSentenceHead
+from encoderlens.components.heads.classification import SequenceClassificationHead as SequenceClassificationHead
+from encoderlens.components.heads.classification import TokenClassificationHead as TokenClassificationHead
+from encoderlens.components.heads.head import Head as Head
+from encoderlens.components.heads.head import LinearHead as LinearHead
+from encoderlens.components.heads.head import TextContext as TextContext
+from encoderlens.components.heads.masked_lm import MaskedLMHead as MaskedLMHead
+from encoderlens.components.heads.modules import Pooler as Pooler
+from encoderlens.components.heads.question_answering import QuestionAnsweringHead as QuestionAnsweringHead

@@ -1,0 +1,212 @@
+"""Head: what turns the final stream into logits, logits into a loss, and logits into predictions.
+
+A Head holds modules that the model registers under the names of the hook grammar (``mlm_head``, ``unembed``, ``pooler``, …);
+two heads may share one. Nothing outside this folder asks which task a head is for.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor, nn
+
+from encoderlens.components.freezing import freeze
+from encoderlens.errors import InputError
+from encoderlens.names import did_you_mean
+from encoderlens.sequence import Sequence, at_positions
+
+IGNORED = -100
+
+
+class TextContext(ABC):
+    """What decoding needs to know of the text behind a batch."""
+
+    sequence: Sequence
+
+    @property
+    @abstractmethod
+    def tokens(self) -> Int[Tensor, "batch pos"]:
+        """The token ids."""
+
+    @property
+    @abstractmethod
+    def mask_token_id(self) -> int:
+        """The id of the mask token."""
+
+    @abstractmethod
+    def decode_ids(self, ids: list[int]) -> str:
+        """The text of some token ids."""
+
+    @abstractmethod
+    def answerable(self, row: int) -> Bool[Tensor, " pos"]:
+        """True at the positions that an answer may span."""
+
+    @abstractmethod
+    def span_text(self, row: int, start: int, end: int) -> str:
+        """The text of positions start to end, both included."""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A head with its scales and gains frozen, as an affine map of the stream: ``score = stream . direction + constant``.
+
+    Attributes:
+        direction: the gradient of each sequence's (or position's) score.
+        constant: what its biases add, [batch] or [batch pos] as the scores.
+    """
+
+    direction: Float[Tensor, "batch pos d_model"]
+    constant: Float[Tensor, "batch *pos"]
+
+
+class Head(ABC):
+    """One head.
+
+    Attributes:
+        task: the name under which a model carries it.
+        modules: its modules, by their names in the model.
+        per_position: whether it has logits for every position (``logits_at`` can choose some), or one row a sequence.
+    """
+
+    task: ClassVar[str]
+    per_position: ClassVar[bool]
+
+    def __init__(self, **modules: nn.Module) -> None:
+        self.modules = modules
+
+    @abstractmethod
+    def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Float[Tensor, "batch *logits"]:
+        """Logits from the final stream."""
+
+    @abstractmethod
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        """Refuse labels that do not fit a batch, before anything runs.
+
+        Raises:
+            InputError: for a wrong shape, dtype or range, or nothing to score.
+        """
+
+    def check_text(self, text: TextContext) -> None:  # noqa: B027  most heads can decode anything
+        """Refuse text that predictions cannot be made for, before anything runs.
+
+        Raises:
+            InputError: if the text lacks what the head predicts.
+            TokenizerMissingError: if there is no tokenizer to put predictions in words.
+        """
+
+    @abstractmethod
+    def loss(self, logits: Float[Tensor, "batch *logits"], labels: Num[Tensor, "batch *labels"]) -> Float[Tensor, ""]:
+        """The training loss, averaged over labels that are not -100."""
+
+    @abstractmethod
+    def decode(self, logits: Float[Tensor, "batch *logits"], text: TextContext) -> list[Any]:
+        """A prediction for each sequence."""
+
+    def decode_one(self, prediction: Any) -> Any:
+        """What a bare string gets, out of its batch's one prediction."""
+        return prediction
+
+    # What analyses ask
+
+    @abstractmethod
+    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """Its biases by row label, each with the module to whose output it is added."""
+
+    @abstractmethod
+    def output_name(self, index: int, tokenizer: Any) -> str:
+        """What one of its logits stands for."""
+
+    @abstractmethod
+    def output_index(self, target: Any, tokenizer: Any) -> int:
+        """The index of the logit that a target names: an index, or a name as ``output_name`` gives it.
+
+        Raises:
+            InputError: for a target that is not there.
+        """
+
+    def default_positions(self, text: TextContext) -> Int[Tensor, " batch"]:
+        """The one position of each sequence that an analysis looks at when none is asked for.
+
+        Raises:
+            InputError: if there is no such position, or more than one.
+        """
+        raise InputError(f"the {self.task} head has logits for every position: say which with position=")
+
+    def probabilities(
+        self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, at: Int[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch *k output"]:
+        """What its logits say as probabilities, at some positions (None: all) if it has logits for every position."""
+        return self.forward(resid if at is None else at_positions(resid, at), sequence).softmax(-1)
+
+    def score(
+        self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, targets: Int[Tensor, "batch *pos"]
+    ) -> Float[Tensor, "batch *pos"]:
+        """One logit a sequence (or position), without the others where that is cheaper."""
+        return self.forward(resid, sequence).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+    def linearise(
+        self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, targets: Int[Tensor, "batch *pos"]
+    ) -> LinearHead:
+        """The head around a stream, its LayerNorm scale and its activation's gain frozen at their values there.
+
+        Args:
+            resid: the stream that the head reads.
+            targets: the index of one logit for each sequence, or for each position.
+        """
+        with torch.inference_mode(False), torch.enable_grad(), freeze(self.modules.values(), ("ln", "gain")):
+            stream = resid.detach().clone().requires_grad_()
+            scores = self.score(stream, sequence, targets.clone())
+            (direction,) = torch.autograd.grad(scores.sum(), stream)
+        products = (resid * direction).sum(-1)
+        return LinearHead(direction, scores.detach() - (products if self.per_position else products.sum(-1)))
+
+
+class NamedOutputs(Head):
+    """A head whose logits have names.
+
+    Attributes:
+        labels: the name of each logit.
+    """
+
+    labels: tuple[str, ...]
+
+    def output_name(self, index: int, tokenizer: Any) -> str:
+        return self.labels[index]
+
+    def output_index(self, target: Any, tokenizer: Any) -> int:
+        if not isinstance(target, str):
+            return checked_index(target, len(self.labels), "class")
+        if target not in self.labels:
+            known = ", ".join(map(repr, self.labels[:20]))
+            raise InputError(f"the {self.task} head has no {target!r}{did_you_mean(target, self.labels)}; it has {known}")
+        return self.labels.index(target)
+
+
+def check_label_shape(labels: Tensor, expected: tuple[int, ...], what: str) -> None:
+    if tuple(labels.shape) != expected:
+        raise InputError(f"labels have shape {list(labels.shape)}; {what} for this input have shape {list(expected)}")
+
+
+def check_class_ids(labels: Tensor, expected: tuple[int, ...], n_classes: int, what: str = "class labels") -> None:
+    check_label_shape(labels, expected, what)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(f"labels are class ids (whole numbers), not {str(labels.dtype).removeprefix('torch.')}")
+    scored = labels[labels != IGNORED]
+    if scored.numel() == 0:
+        raise InputError("every label is -100, so there is nothing to score")
+    low, high = int(scored.min()), int(scored.max())
+    if low < 0 or high >= n_classes:
+        raise InputError(f"labels run from {low} to {high}; they lie in 0 .. {n_classes - 1}, or are -100 to be ignored")
+
+
+def checked_index(target: Any, n_outputs: int, what: str) -> int:
+    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < n_outputs:
+        raise InputError(f"the target {target!r} is no {what} of this head: a number from 0 to {n_outputs - 1}, or a name")
+    return target
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORED)

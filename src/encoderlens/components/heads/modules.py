@@ -1,0 +1,104 @@
+"""Modules that heads are made of."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from encoderlens.components.activations import Activation
+from encoderlens.components.linear import Component, Linear, WeightView
+from encoderlens.components.norm import LayerNorm
+from encoderlens.hook_points import HookPoint
+from encoderlens.sequence import Sequence
+
+
+class MLMTransform(Component):
+    """``LN(act(x W + b))``, in front of the unembedding (Devlin et al. 2019)."""
+
+    W = WeightView("dense.weight", "out d_model -> d_model out")
+    b = WeightView("dense.bias")
+
+    def __init__(self, d_model: int, act_fn: str, norm: Callable[[], LayerNorm]) -> None:
+        super().__init__()
+        self.act_fn = Activation(act_fn)
+        self.dense = Linear(d_model, d_model)
+        self.hook_pre = HookPoint("batch pos d_model")
+        self.hook_post = HookPoint("batch pos d_model")
+        self.ln = norm()
+
+    def forward(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        return self.ln(self.hook_post(self.act_fn(self.hook_pre(self.dense(resid)))))
+
+
+class Unembed(Component):
+    """``x W_U + b_U``; the weight is the embedding's own where the checkpoint ties them."""
+
+    W_U = WeightView("weight", "d_vocab d_model -> d_model d_vocab")
+    b_U = WeightView("bias")
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = nn.Parameter(torch.empty(weight.shape[0]))
+        self.hook_in = HookPoint("batch pos d_model")
+        self.hook_out = HookPoint("batch pos d_vocab")
+
+    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+        return self.hook_out(F.linear(self.hook_in(x), self.weight, self.bias))
+
+
+class Pooler(Component):
+    """``tanh(x_CLS W + b)`` (Devlin et al. 2019)."""
+
+    W = WeightView("dense.weight", "out d_model -> d_model out")
+    b = WeightView("dense.bias")
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.dense = Linear(d_model, d_model)
+        self.act_fn = Activation("tanh")
+        self.hook_pooler_out = HookPoint("batch d_model")
+
+    def forward(
+        self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence | None = None
+    ) -> Float[Tensor, "batch d_model"]:
+        first = resid[:, 0] if sequence is None else sequence.first(resid)
+        return self.hook_pooler_out(self.act_fn(self.dense(first)))
+
+    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """Its bias by row label, with the module to whose output it is added."""
+        return {"pooler_b": (self.dense, self.dense.bias)}
+
+
+class NSPHead(Component):
+    """Two logits for the pooled vector: the second sentence follows the first; it does not."""
+
+    W = WeightView("dense.weight", "label d_model -> d_model label")
+    b = WeightView("dense.bias")
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.dense = Linear(d_model, 2)
+        self.hook_nsp_out = HookPoint("batch label")
+
+    def forward(self, pooled: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch 2"]:
+        return self.hook_nsp_out(self.dense(pooled))
+
+
+class Classifier(Component):
+    """A linear layer with dropout in front, for a vector a sequence (``batch``) or a position (``batch pos``)."""
+
+    W = WeightView("dense.weight", "label d_model -> d_model label")
+    b = WeightView("dense.bias")
+
+    def __init__(self, d_model: int, n_labels: int, dropout: float, rows: str) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.dense = Linear(d_model, n_labels)
+        self.hook_in = HookPoint(f"{rows} d_model")
+        self.hook_out = HookPoint(f"{rows} label")
+
+    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows label"]:
+        return self.hook_out(self.dense(F.dropout(self.hook_in(x), self.dropout, self.training)))

@@ -1,0 +1,56 @@
+"""The question-answering head."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from encoderlens.components.heads.head import NamedOutputs, TextContext, check_class_ids, cross_entropy
+from encoderlens.components.heads.modules import Classifier
+from encoderlens.sequence import Sequence, at_positions
+
+
+class QuestionAnsweringHead(NamedOutputs):
+    """Start and end logits [batch pos 2]; predictions are the text of the best span."""
+
+    task = "question_answering"
+    per_position = True
+    labels = ("start", "end")
+
+    def __init__(self, d_model: int) -> None:
+        self.qa_head = Classifier(d_model, 2, dropout=0.0, rows="batch pos")
+        super().__init__(qa_head=self.qa_head)
+
+    def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
+        return self.qa_head(resid)
+
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        check_class_ids(labels, (sequence.batch, 2), sequence.pos, "answer spans (first and last position)")
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``labels`` [batch 2]: the first and last position of each answer; the mean of both cross-entropies."""
+        return (cross_entropy(logits[..., 0], labels[:, 0]) + cross_entropy(logits[..., 1], labels[:, 1])) / 2
+
+    def check_text(self, text: TextContext) -> None:
+        for row in range(len(text.tokens)):
+            text.answerable(row)
+
+    def decode(self, logits: Tensor, text: TextContext) -> list[str]:
+        return [text.span_text(row, *_best_span(logits[row], text.answerable(row))) for row in range(len(logits))]
+
+    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        return {"head_b": (self.qa_head.dense, self.qa_head.dense.bias)}
+
+    def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
+        """Of the answer's start and end: over real positions."""
+        logits = self.forward(resid, sequence)
+        if sequence.mask is not None:
+            logits = logits.masked_fill(~sequence.mask.unsqueeze(-1), -torch.inf)
+        over_positions = logits.softmax(1)
+        return over_positions if at is None else at_positions(over_positions, at)
+
+
+def _best_span(logits: Float[Tensor, "pos 2"], allowed: Bool[Tensor, " pos"]) -> tuple[int, int]:
+    start, end = logits.float().masked_fill(~allowed[:, None], -torch.inf).unbind(-1)
+    backwards = torch.ones(len(start), len(end), dtype=torch.bool, device=logits.device).tril(-1)
+    best = int((start[:, None] + end).masked_fill(backwards, -torch.inf).argmax())
+    return best // len(end), best % len(end)

@@ -1,0 +1,204 @@
+"""The frozen-quantity forward pass, on which every additive analysis rests.
+
+With its scale held at its value in the run, a LayerNorm is affine: ``w * (v - mean(v)) / scale + b``. So what any component
+writes is carried to any later point of the stream by the linear parts of the norms on the way, and the carried writes sum to
+the stream there. There are two ways to use this, and they agree:
+
+- a row a component, as **write x gradient**: the forward pass as it is, under ``linearised``; one backward gives every row
+  (``direct_rows``), and no stack of vectors is in memory;
+- whole vectors, **carried forward** (``carries``): scales are one number a position, so they commute with everything else,
+  and the norms between two points are one matrix [d_model d_model] and the product of their scales. The matrix goes onto the
+  weights that parts write with (``W_O``, ``W_out``), and the vectors of all heads cost little more than writing them down.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from encoderlens.components.freezing import Quantity, freeze
+from encoderlens.components.heads import Head
+from encoderlens.components.residual import Norm, Step, Write, WriteOfParts
+from encoderlens.encoder import Encoder
+from encoderlens.errors import AnalysisError
+from encoderlens.hook_points import CachingHook, HookPoint
+
+# Carrying forward
+
+
+@dataclass(frozen=True)
+class Carry:
+    """The linear map ``v -> v @ matrix / scale`` from a place on the residual path to a later one.
+
+    Attributes:
+        matrix: the linear parts of the norms on the way, at a scale of one; None for none.
+        scale: the product of their scales [... 1]; None for none.
+    """
+
+    matrix: Float[Tensor, "d_model d_model"] | None = None
+    scale: Float[Tensor, "*rows 1"] | None = None
+
+    def before(self, norm: Norm, scale: Float[Tensor, "*rows 1"]) -> "Carry":
+        """The same map with a norm, and its scale, in front."""
+        return Carry(norm.norm.in_front_of(self.matrix), scale if self.scale is None else self.scale * scale)
+
+    def __call__(self, vectors: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """Carry vectors, or one vector that is added at every position."""
+        return self.scaled(self.weights(vectors))
+
+    def weights(self, weights: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some d_model"]:
+        """What parts write with, so that they write the carried vector, up to the scale."""
+        return weights if self.matrix is None else weights.to(self.matrix.dtype) @ self.matrix
+
+    def scaled(self, vectors: Float[Tensor, "*some out"]) -> Float[Tensor, "*rows out"]:
+        return vectors if self.scale is None else vectors / self.scale
+
+
+def carries(path: list[Step], scale_of: Callable[[HookPoint], Float[Tensor, "*rows 1"]]) -> list[Carry]:
+    """For each step of a residual path, the map from just after it to the path's end.
+
+    Args:
+        path: the steps.
+        scale_of: the frozen scale of a norm, by its ``hook_scale``.
+    """
+    maps: list[Carry] = []
+    carry = Carry()
+    for step in reversed(path):
+        maps.append(carry)
+        if isinstance(step, Norm):
+            carry = carry.before(step, scale_of(step.norm.hook_scale))
+    return maps[::-1]
+
+
+# Write x gradient
+
+
+@contextmanager
+def linearised(model: Encoder, *, ln: bool = True, pattern: bool = True, gain: bool = True) -> Iterator[None]:
+    """Context in which the forward pass has the values that it always has, and quantities that take no gradient.
+
+    With all three frozen, logits are an affine function of the embeddings, and ``embedding x gradient`` is what each token
+    contributes. Leave one out to differentiate through it.
+
+    Args:
+        model: a model in eval mode.
+        ln: freeze the scale of every norm.
+        pattern: freeze attention patterns.
+        gain: freeze activations: ``act(x)`` is ``x`` times a constant; in a gated MLP the activated gate is the constant.
+
+    Raises:
+        AnalysisError: for a model in training mode, or an activation that is not 0 at 0.
+    """
+    require_eval(model)
+    chosen: dict[Quantity, bool] = {"ln": ln, "pattern": pattern, "gain": gain}
+    with freeze([model], [quantity for quantity, wanted in chosen.items() if wanted]):
+        yield
+
+
+def require_eval(model: nn.Module) -> None:
+    """Refuse a model in training mode.
+
+    Raises:
+        AnalysisError: with the remedy.
+    """
+    if model.training:
+        raise AnalysisError("the model is in training mode, where dropout changes every run; call model.eval() first")
+
+
+@dataclass(frozen=True)
+class DirectRows:
+    """What each component adds to a score of its own accord, that is, not by way of later attention and MLPs.
+
+    Attributes:
+        labels: of the components.
+        values: their rows, which sum to ``total``.
+        total: the score of each sequence.
+    """
+
+    labels: tuple[str, ...]
+    values: Float[Tensor, "component batch"]
+    total: Float[Tensor, " batch"]
+
+
+def direct_rows(
+    model: Encoder, head: Head, score: Callable[[], Float[Tensor, " batch"]], split: Collection[str] = ("H",)
+) -> DirectRows:
+    """Rows of everything on the residual path, and of the head's biases: write x gradient, by one backward pass.
+
+    Args:
+        model: a model in eval mode.
+        head: the head behind the score.
+        score: runs the model and gives a number a sequence, linear in the head's logits.
+        split: which writers have a row a part and one for their bias: "H" for attention, "N" for MLPs. Others have one row.
+
+    Raises:
+        AnalysisError: for a model in training mode, or a head whose activation is not 0 at 0.
+    """
+    require_eval(model)
+    path = model.residual_path() + ([] if model.ln_final is None else [Norm(model.ln_final)])
+    taps = _Taps(path, head)
+    with torch.inference_mode(False), torch.enable_grad(), freeze([model], ["ln"]), freeze(head.modules.values(), ["gain"]):
+        with taps.on(model):
+            total = score()
+        gradients = taps.gradients(total.sum())
+    with torch.no_grad():
+        rows = [row for step in path for row in _rows_of(step, taps, gradients, split)]
+        rows += [_bias_row(label, bias, gradients[module]) for label, (module, bias) in head.biases().items()]
+    labels = tuple(label for names, _ in rows for label in names)
+    return DirectRows(labels, torch.cat([values for _, values in rows]), total.detach())
+
+
+Rows = tuple[list[str], Float[Tensor, "some batch"]]
+Gradients = Mapping[HookPoint | nn.Module, Tensor]
+
+
+class _Taps:
+    """Leaves in place of what is written, so that gradients take the direct path; and the outputs of modules with a bias."""
+
+    def __init__(self, path: list[Step], head: Head) -> None:
+        self.writes = [step for step in path if isinstance(step, Write)]
+        self.biased = [step.norm for step in path if isinstance(step, Norm)] + [module for module, _ in head.biases().values()]
+        self.flowing: dict[HookPoint | nn.Module, Tensor] = {}
+        self.parts: dict[str, Tensor] = {}
+
+    @contextmanager
+    def on(self, model: Encoder) -> Iterator[None]:
+        parts = [str(step.writer.parts_point.name) for step in self.writes if isinstance(step, WriteOfParts)]
+        hooks = [([step.name for step in self.writes], self._cut), (parts, CachingHook(self.parts))]
+        handles = [module.register_forward_hook(self._note) for module in self.biased]
+        try:
+            with model.hooks(hooks):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _cut(self, tensor: Tensor, hook: HookPoint) -> Tensor:
+        self.flowing[hook] = tensor.detach().requires_grad_()
+        return self.flowing[hook]
+
+    def _note(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.flowing[module] = output
+
+    def gradients(self, score: Float[Tensor, ""]) -> Gradients:
+        return dict(zip(self.flowing, torch.autograd.grad(score, list(self.flowing.values())), strict=True))
+
+
+def _rows_of(step: Step, taps: _Taps, gradients: Gradients, split: Collection[str]) -> Iterator[Rows]:
+    if isinstance(step, Norm):
+        yield _bias_row(step.label, step.norm.b, gradients[step.norm])
+    elif isinstance(step, WriteOfParts) and step.writer.part in split:
+        parts, gradient = taps.parts[str(step.writer.parts_point.name)], gradients[step.point]
+        rows = step.writer.dot(parts, gradient).sum(1).mT
+        yield step.part_labels(range(len(rows))), rows
+        yield _bias_row(step.bias_label, step.writer.out_bias, gradient)
+    else:
+        yield [step.label], (taps.flowing[step.point] * gradients[step.point]).flatten(1).sum(1)[None]
+
+
+def _bias_row(label: str, bias: Tensor, gradient: Float[Tensor, "batch *some"]) -> Rows:
+    return [label], (bias * gradient).flatten(1).sum(1)[None]
