@@ -15,7 +15,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sequence", "hook_points", "hooked_root_module", "factored_matrix", "config", "config_from_dict"),
     ("components",),
     ("tensor_source", "weights", "families", "loading", "text_input"),
-    ("activation_cache", "encoder", "conversion", "hooked_encoder", "bert_next_sentence_prediction", "utils", "linearised"),
+    ("encoder", "linearised", "carried_rows", "cached_run", "activation_cache", "conversion", "hooked_encoder")
+    + ("bert_next_sentence_prediction", "utils"),
     ("analysis",),
     ("cli",),
 )

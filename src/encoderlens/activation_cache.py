@@ -1,70 +1,457 @@
-"""ActivationCache: the activations of one run, by hook name or by short name and layer."""
+"""ActivationCache: the activations of one run, and what its residual stream is made of."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
-from jaxtyping import Bool, Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from encoderlens.errors import HookNameError
-from encoderlens.names import act_name, did_you_mean
+from encoderlens.cached_run import CachedRun, Window, as_slice
+from encoderlens.carried_rows import CarriedRows, check_size
+from encoderlens.components.heads import Head, LinearHead
+from encoderlens.components.residual import Norm, Step
+from encoderlens.errors import InputError, TaskError
+from encoderlens.hook_points import HookPoint
+from encoderlens.linearised import Carry, require_eval
+from encoderlens.names import stream_label
+from encoderlens.sequence import Sequence
+from encoderlens.slices import Slice
+
+Stack = Float[Tensor, "component *rows out"]
 
 
-class ActivationCache(Mapping[str, Tensor]):
-    """A mapping from hook names to tensors.
+class ActivationCache(CachedRun):
+    """The activations of one run, and what the residual stream is made of.
 
-    Keys are full names, short names with a layer (``cache["q", 0]``, ``cache["scale", 0, "ln1"]``, ``cache["q0"]``), and
-    negative layers count from the last.
+    It is a mapping from hook names to tensors (see ``CachedRun``). Methods that decompose the stream hold every norm's scale at
+    its value in the run, so that what each component wrote is carried to a later point of the stream by linear maps, and a full
+    stack sums to the stream there. On post-LN encoders every row has passed all norms between where it was written and where it
+    is looked at. ``layer`` is where: the stream that enters that layer; ``n_layers``, -1 or None mean the final stream, and
+    ``mlp_input=True`` means ``hook_resid_mid`` of the layer. ``pos_slice`` keeps some positions; an int drops the axis. Rows
+    have the dtype of the activations.
 
     Attributes:
-        cache_dict: the tensors by full hook name; gradients under ``<name>_grad``.
-        model: the model that ran.
-        has_batch_dim: whether tensors still have their batch axis.
-        tokens: the token ids of the run [batch pos], None for a run from a residual stream.
-        mask: True at real positions [batch pos]; None when every position is real.
+        max_stack_bytes: larger stacks of vectors are refused before anything is computed.
     """
 
-    def __init__(
+    max_stack_bytes: int = 8 * 2**30
+
+    def accumulated_resid(
         self,
-        cache_dict: dict[str, Tensor],
-        model: Any,
-        has_batch_dim: bool = True,
-        tokens: Int[Tensor, "batch pos"] | None = None,
-        mask: Bool[Tensor, "batch pos"] | None = None,
-    ) -> None:
-        self.cache_dict = cache_dict
-        self.model = model
-        self.has_batch_dim = has_batch_dim
-        self.tokens = tokens
-        self.mask = mask
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: Window = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Any:
+        """The stream as it enters each layer, up to ``layer``: ``"0_pre"``, ``"1_pre"``, …, ``"final_post"``.
 
-    def full_name(self, key: Any) -> str:
-        """The hook name that a key stands for."""
-        if isinstance(key, str):
-            return key if key in self.cache_dict else act_name(key)
-        if not isinstance(key, tuple) or not key or not isinstance(key[0], str):
-            raise HookNameError(f"a cache's key is a hook name, or a tuple (short name, layer), not {key!r}")
-        name, *rest = key
-        if rest and isinstance(rest[0], int) and rest[0] < 0:
-            rest[0] += self.model.cfg.n_layers
-        return act_name(name, *rest)
+        Args:
+            layer: the last of them.
+            incl_mid: also ``hook_resid_mid`` of the layers before it (``"0_mid"``).
+            apply_ln: up to the final stream: make each what a head would read (see ``Encoder.as_final``), norms with statistics
+                of their own, for a logit lens. Up to an earlier layer: ``apply_ln_to_stack``.
+            pos_slice: positions.
+            mlp_input: also ``hook_resid_mid`` of ``layer``.
+            return_labels: also return the labels.
 
-    def __getitem__(self, key: Any) -> Tensor:
-        """The tensor of a key.
+        Returns:
+            The streams [component batch pos d_model], and with ``return_labels`` their labels.
+        """
+        target, window, model = self._layer(layer, mlp_input), as_slice(pos_slice), self.model
+        places = [(index, mid) for index in range(target) for mid in (False, True)[: 1 + incl_mid]]
+        places += [(target, mid) for mid in (False, True)[: 1 + mlp_input]]
+        streams = [self._at(model.stream_point(*place), window) for place in places]
+        if apply_ln and target == model.cfg.n_layers:
+            streams = [model.as_final(stream, *place) for stream, place in zip(streams, places, strict=True)]
+        stack = torch.stack(streams).detach()
+        if apply_ln and target < model.cfg.n_layers:
+            stack = self.apply_ln_to_stack(stack, target, mlp_input, pos_slice)
+        return _labelled(stack, [stream_label(*place, model.cfg.n_layers) for place in places], return_labels)
+
+    def stack_activation(
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
+    ) -> Float[Tensor, "layer ..."]:
+        """One activation of every layer before ``layer``, as it is: ``cache.stack_activation("q")``."""
+        layers = range(self._layer(layer))
+        if not layers:
+            raise InputError("there is no layer before layer 0: stack_activation takes layers 1 to n_layers")
+        return torch.stack([self[activation_name, index, sublayer_type] for index in layers])
+
+    # Decompositions
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: Literal["all", "mlp", "attn"] = "all",
+        apply_ln: bool = False,
+        pos_slice: Window = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any:
+        """What the stream that enters ``layer`` is made of: embeddings, attention and MLP outputs, and on post-LN encoders the
+        LayerNorm biases, each carried there. With ``mode="all"`` and embeddings, the rows sum to the stream.
+
+        Args:
+            layer: where.
+            mlp_input: at ``hook_resid_mid`` of the layer.
+            mode: "attn" or "mlp" keep only those outputs (and the embeddings).
+            apply_ln: carry on through the norm in front of what reads the stream there, if there is one; with ``mode="all"``
+                its bias is the last row, so that rows sum to what is read.
+            pos_slice: positions.
+            incl_embeds: keep the embeddings and the bias of their LayerNorm.
+            return_labels: also return the labels.
+
+        Returns:
+            Rows [component batch pos d_model], and with ``return_labels`` their labels: ``"embed"``, ``"0_attn_out"``,
+            ``"0_ln1_b"``, ….
+        """
+        parts = {"all": None, "attn": "H", "mlp": "N"}
+        if mode not in parts:
+            raise InputError(f"mode={mode!r} is unknown; it is 'all', 'attn' or 'mlp'")
+        rows = self._rows(layer, mlp_input, apply_ln, pos_slice)
+        blocks = [
+            block
+            for block in rows.blocks()
+            if (incl_embeds if block.of_embeddings else mode == "all" or block.of("write", parts[mode]))
+        ]
+        return _labelled(*rows.stack(blocks, self.max_stack_bytes), return_labels)
+
+    def compute_head_results(self) -> None:
+        """Add ``attn.hook_result`` [batch pos head d_model], what each head writes, of every layer whose z is here."""
+        for block in self.model.blocks:
+            result, z = str(block.attn.hook_result.name), block.attn.hook_z.name
+            if result not in self.cache_dict and z in self.cache_dict:
+                weight = block.attn.out_weight.detach().to(self[z])
+                self.cache_dict[result] = block.attn.spread(self[z], weight)
+
+    def stack_head_results(
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: Window = None,
+        apply_ln: bool = False,
+    ) -> Any:
+        """What each head before ``layer`` wrote, carried there. ``b_V`` is in it, as ``b_V W_O``; ``b_O`` is not.
+
+        Args:
+            layer: where.
+            return_labels: also return the labels: ``"L0H0"``, ….
+            incl_remainder: a last row, ``"remainder"``, for the rest of the stream.
+            pos_slice: positions.
+            apply_ln: carry on through the norm in front of what reads the stream there.
+
+        Returns:
+            Rows [component batch pos d_model], and with ``return_labels`` their labels.
+        """
+        rows = self._rows(layer, False, apply_ln, pos_slice, split=("H",))
+        return self._parts(rows, "H", incl_remainder, return_labels)
+
+    def get_neuron_results(
+        self,
+        layer: int,
+        neuron_slice: Window = None,
+        pos_slice: Window = None,
+        project_output_onto: Float[Tensor, "d_model *out"] | None = None,
+    ) -> Float[Tensor, "..."]:
+        """What each neuron of a layer wrote, where it wrote it: not carried further.
+
+        Args:
+            layer: the layer; negative ones count from the last.
+            neuron_slice: neurons; an int drops the axis.
+            pos_slice: positions.
+            project_output_onto: a direction [d_model], or several [d_model out], in place of whole vectors.
+
+        Returns:
+            [batch pos neuron d_model]; projected: [batch pos neuron] or [batch pos neuron out].
 
         Raises:
-            HookNameError: for a name outside the grammar, or one that this cache does not hold.
+            InputError: if that is larger than ``max_stack_bytes``.
         """
-        name = self.full_name(key)
-        if name not in self.cache_dict:
-            raise HookNameError(f"the cache holds no {name!r}{did_you_mean(name, self.cache_dict)}")
-        return self.cache_dict[name]
+        mlp, window = self.model.blocks[layer].mlp, as_slice(neuron_slice)
+        activation = window.apply(self._at(mlp.hook_post, as_slice(pos_slice)), -1)
+        weight = window.apply(mlp.out_weight.detach()).to(activation)
+        if project_output_onto is not None:
+            weight = weight @ project_output_onto.to(weight)
+            if project_output_onto.ndim == 1:
+                return activation * weight
+        check_size((*activation.shape, weight.shape[-1]), activation.dtype, self.max_stack_bytes)
+        return activation.unsqueeze(-1) * weight
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.cache_dict)
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: Window = None,
+        neuron_slice: Window = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+        project_output_onto: Float[Tensor, "d_model *out"] | None = None,
+    ) -> Any:
+        """What each neuron before ``layer`` wrote, carried there. Whole vectors are large: project them where that is enough.
 
-    def __len__(self) -> int:
-        return len(self.cache_dict)
+        Args:
+            layer: where.
+            pos_slice: positions.
+            neuron_slice: neurons of every layer.
+            return_labels: also return the labels: ``"L0N0"``, ….
+            incl_remainder: a last row, ``"remainder"``, for the rest of the stream.
+            apply_ln: carry on through the norm in front of what reads the stream there.
+            project_output_onto: a direction at ``layer`` [d_model], or several [d_model out], in place of whole vectors, which
+                then are never made.
 
-    def __repr__(self) -> str:
-        return f"ActivationCache with {len(self)} activations: {', '.join(list(self)[:5])}{', …' if len(self) > 5 else ''}"
+        Returns:
+            Rows [component batch pos d_model], or [component batch pos] or [component batch pos out] when they are projected,
+            and with ``return_labels`` their labels.
+
+        Raises:
+            InputError: if that is larger than ``max_stack_bytes``.
+        """
+        rows = self._rows(
+            layer, False, apply_ln, pos_slice, split=("N",), onto=project_output_onto, neurons=as_slice(neuron_slice)
+        )
+        return self._parts(rows, "N", incl_remainder, return_labels)
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Window = None,
+        return_labels: bool = False,
+        project_output_onto: Float[Tensor, "d_model *out"] | None = None,
+    ) -> Any:
+        """All that the stream at ``layer`` is made of: heads, then neurons (or MLP outputs), embeddings, and every bias under
+        its own label; each carried there. The rows sum to the stream, or with ``apply_ln`` to what is read there.
+
+        Args:
+            layer: where.
+            mlp_input: at ``hook_resid_mid`` of the layer.
+            expand_neurons: a row a neuron, rather than a row an MLP.
+            apply_ln: carry on through the norm in front of what reads the stream there.
+            pos_slice: positions.
+            return_labels: also return the labels.
+            project_output_onto: as for ``stack_neuron_results``.
+
+        Returns:
+            As ``stack_neuron_results``.
+
+        Raises:
+            InputError: if that is larger than ``max_stack_bytes``.
+        """
+        split = ("H", "N") if expand_neurons else ("H",)
+        rows = self._rows(layer, mlp_input, apply_ln, pos_slice, split=split, onto=project_output_onto)
+        order = ("H", "N", "embeddings", "bias")
+        blocks = sorted(rows.blocks(), key=lambda block: order.index(block.group))
+        return _labelled(*rows.stack(blocks, self.max_stack_bytes), return_labels)
+
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Stack,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: Window = None,
+        batch_slice: Window = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
+    ) -> Stack:
+        """Carry a stack through the norm between the stream at ``layer`` and what reads it: its linear part, at the scale of
+        the run. On post-LN encoders only the MLP has a norm in front of it (``mlp_input=True``): otherwise, and for the head,
+        the stack is given back as it is. The rows of a full stack, and the norm's bias, sum to what is read.
+
+        Args:
+            residual_stack: rows [component batch pos d_model] at ``layer``, with ``pos_slice`` applied already.
+            layer, mlp_input: where.
+            pos_slice: the positions that the stack has.
+            batch_slice: keep some sequences of the stack.
+            has_batch_dim: whether the stack has a batch axis.
+            recompute_ln: the whole norm, with the statistics of each row, in place of its linear part.
+        """
+        sequences = self._sequences(batch_slice, has_batch_dim)
+        stack = sequences.apply(residual_stack, 1) if not sequences.selects_all else residual_stack
+        norm = self.model.norm_in_front(self._layer(layer, mlp_input), mlp_input)
+        if norm is None:
+            return stack
+        if recompute_ln:
+            return norm(stack).detach()
+        scale = self._at(norm.hook_scale, as_slice(pos_slice))
+        scale = scale if sequences.selects_all else sequences.apply(scale)
+        return Carry().before(Norm(norm), scale)(stack).to(stack.dtype)
+
+    # Logits
+
+    def logit_attrs(
+        self,
+        residual_stack: Stack,
+        tokens: Any,
+        incorrect_tokens: Any = None,
+        pos_slice: Window = None,
+        batch_slice: Window = None,
+        has_batch_dim: bool = True,
+    ) -> Float[Tensor, "component *rows"]:
+        """What each row of a stack at the final stream adds to a logit of the model's task head, whose LayerNorm scale and
+        activation gain are held at their values in the run (the head's own hooks are not part of that).
+
+        For a full stack, ``logit_attrs(stack, tokens).sum(0) + logit_constant(tokens)`` is the logit.
+
+        Args:
+            residual_stack: rows [component batch pos d_model], with ``pos_slice`` applied already.
+            tokens: which logit: a token id or string (for a classifier: a class or its name), or ids [batch] or [batch pos].
+            incorrect_tokens: subtract this logit's.
+            pos_slice: the positions that the stack has.
+            batch_slice: keep some sequences of the stack.
+            has_batch_dim: whether the stack has a batch axis.
+
+        Returns:
+            [component batch pos]; for a head with one row a sequence [component batch].
+
+        Raises:
+            TaskError: for a model without a head.
+            InputError: for a target that is not there; positions for a head that reads a whole sequence.
+        """
+        head, linear = self._linear_head(tokens, incorrect_tokens)
+        window, sequences = as_slice(pos_slice), self._sequences(batch_slice, has_batch_dim)
+        if not head.per_position and not window.selects_all:
+            raise InputError(f"the {head.task} head reads a whole sequence: its rows need every position, without pos_slice")
+        stack = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
+        direction = self._sliced(linear.direction, window, sequences).to(stack)
+        rows = (stack * direction).sum(-1)
+        return rows if head.per_position else rows.sum(-1)
+
+    def logit_constant(
+        self, tokens: Any, incorrect_tokens: Any = None, pos_slice: Window = None, batch_slice: Window = None
+    ) -> Float[Tensor, "*rows"]:
+        """What the biases of the head (and of ``ln_final``) add to a logit: what a full stack of ``logit_attrs`` lacks.
+
+        Args:
+            tokens, incorrect_tokens, pos_slice, batch_slice: as for ``logit_attrs``.
+
+        Returns:
+            [batch pos]; for a head with one row a sequence [batch].
+        """
+        head, linear = self._linear_head(tokens, incorrect_tokens)
+        constant = linear.constant
+        if self.model.ln_final is not None:
+            biases = (linear.direction * self.model.ln_final.b.detach()).sum(-1)
+            constant = constant + (biases if head.per_position else biases.sum(-1))
+        window = as_slice(pos_slice) if head.per_position else Slice()
+        return self._sliced(constant, window, self._sequences(batch_slice, True))
+
+    def _linear_head(self, tokens: Any, incorrect_tokens: Any) -> tuple[Head, LinearHead]:
+        """The task's head around the final stream of the run, for every sequence and position that is kept."""
+        model = self.model
+        if model.task is None:
+            raise TaskError("logits need a head, and this model has none")
+        require_eval(model)
+        head = model.heads[model.task]
+        if not head.per_position and self.positions is not None:
+            raise InputError(f"the {head.task} head reads a whole sequence, and the cache holds some positions of it")
+        stream = self._batched(self._at(model.stream_point(model.cfg.n_layers), Slice())).to(model.cfg.device, model.cfg.dtype)
+        mask = None if self.mask is None else self.mask.reshape(stream.shape[:2]).to(model.cfg.device)
+        sequence = Sequence(stream.shape[0], stream.shape[1], mask)
+        read = stream if model.ln_final is None else model.ln_final(stream).detach()
+        shape = stream.shape[: 1 + head.per_position]
+        linear = head.linearise(read, sequence, self._targets(head, tokens, shape))
+        if incorrect_tokens is None:
+            return head, linear
+        other = head.linearise(read, sequence, self._targets(head, incorrect_tokens, shape))
+        return head, LinearHead(linear.direction - other.direction, linear.constant - other.constant)
+
+    def _targets(self, head: Head, tokens: Any, shape: torch.Size) -> Int[Tensor, "batch *pos"]:
+        model = self.model
+        if not isinstance(tokens, Tensor) or tokens.ndim == 0:
+            single = int(tokens) if isinstance(tokens, Tensor) else tokens
+            return torch.full(shape, head.output_index(single, model.tokenizer), device=model.cfg.device)
+        rows = tokens if self.has_batch_dim or tokens.ndim == len(shape) else tokens.unsqueeze(0)
+        fits = rows.shape == shape[: rows.ndim]
+        if not fits or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise InputError(
+                f"tokens have shape {list(tokens.shape)}; ids for every sequence, or every position, have {list(shape)}"
+            )
+        for extreme in torch.aminmax(tokens):
+            head.output_index(int(extreme), model.tokenizer)
+        return rows.reshape(*rows.shape, *(1,) * (len(shape) - rows.ndim)).expand(shape).to(model.cfg.device).long()
+
+    # How the methods above see the cache
+
+    def _layer(self, layer: int | None, mlp_input: bool = False) -> int:
+        n_layers = self.model.cfg.n_layers
+        if layer is None or layer == -1 or layer == n_layers:
+            if mlp_input:
+                raise InputError(f"mlp_input=True is for a layer from 0 to {n_layers - 1}: the final stream is read by no MLP")
+            return n_layers
+        if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < n_layers:
+            raise InputError(
+                f"layer={layer!r}; layers run from 0 to {n_layers}, where {n_layers}, -1 and None are the final stream"
+            )
+        return layer
+
+    def _rows(
+        self,
+        layer: int | None,
+        mlp_input: bool,
+        apply_ln: bool,
+        pos_slice: Window,
+        split: Collection[str] = (),
+        onto: Float[Tensor, "d_model *out"] | None = None,
+        neurons: Slice | None = None,
+    ) -> CarriedRows:
+        require_eval(self.model)
+        target, window = self._layer(layer, mlp_input), as_slice(pos_slice)
+        path: list[Step] = self.model.residual_path(target, mlp_input)
+        norm = self.model.norm_in_front(target, mlp_input) if apply_ln else None
+        stream = self._at(self.model.stream_point(target, mlp_input), window)
+        return CarriedRows(
+            path=path,
+            reads=norm,
+            stream=stream,
+            activation=lambda point: self._at(point, window),
+            split=split,
+            onto=onto,
+            neurons=neurons or Slice(),
+        )
+
+    def _parts(self, rows: CarriedRows, part: str, incl_remainder: bool, return_labels: bool) -> Any:
+        stack, labels = rows.stack([block for block in rows.blocks() if block.of("parts", part)], self.max_stack_bytes)
+        if incl_remainder:
+            stack, labels = torch.cat([stack, (rows.total() - stack.sum(0))[None]]), [*labels, "remainder"]
+        return _labelled(stack, labels, return_labels)
+
+    def _at(self, point: HookPoint, window: Slice) -> Tensor:
+        """The activation at a hook point, at some positions."""
+        name = str(point.name)
+        if window.selects_all:
+            return self[name]
+        axes = point.axes if self.has_batch_dim else point.axes[1:]
+        if self[name].ndim != len(axes):
+            raise InputError("the cache holds one position, without an axis to slice: leave pos_slice out")
+        return window.apply(self[name], axes.index("pos"))
+
+    def _batched(self, stream: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """A stream with its batch and position axes, where the cache has dropped them."""
+        stream = stream if self.has_batch_dim else stream.unsqueeze(0)
+        return stream if stream.ndim == 3 else stream.unsqueeze(1)
+
+    def _sequences(self, batch_slice: Window, has_batch_dim: bool) -> Slice:
+        sequences = as_slice(batch_slice)
+        if not sequences.selects_all and not (has_batch_dim and self.has_batch_dim):
+            raise InputError("batch_slice chooses sequences, and there is no batch axis to choose along")
+        return sequences
+
+    def _sliced(self, rows: Float[Tensor, "batch *some"], window: Slice, sequences: Slice) -> Tensor:
+        """What was made for the whole cache, at the positions and sequences that are wanted, with the axes that it has."""
+        final = self._at(self.model.stream_point(self.model.cfg.n_layers), Slice())
+        if final.ndim - self.has_batch_dim == 1 and rows.ndim > 1:  # the cache has no position axis
+            rows = rows.squeeze(1)
+        elif not window.selects_all:
+            rows = window.apply(rows, 1)
+        return sequences.apply(rows) if self.has_batch_dim else rows[0]
+
+
+def _labelled(stack: Tensor, labels: list[str], return_labels: bool) -> Any:
+    return (stack, labels) if return_labels else stack

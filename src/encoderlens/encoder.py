@@ -21,6 +21,7 @@ from encoderlens.hook_points import HookPoint
 from encoderlens.hooked_root_module import HookedRootModule
 from encoderlens.names import block_of, did_you_mean, head_label
 from encoderlens.sequence import Sequence
+from encoderlens.shapes import Resid
 from encoderlens.weights import LoadReport
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
@@ -235,6 +236,23 @@ class Encoder(HookedRootModule):
         for block in blocks[:stop]:
             steps += [*block.path_to_mid, *block.path_from_mid]
         return [*steps, *blocks[stop].path_to_mid] if mlp_input else steps
+
+    def stream_point(self, layer: int, mlp_input: bool = False) -> HookPoint:
+        """Where the stream that enters a layer passes (``n_layers``: the final one), or that at ``hook_resid_mid``."""
+        blocks = self._layers()
+        if layer == len(blocks):
+            return blocks[-1].out_point
+        return blocks[layer].hook_resid_mid if mlp_input else blocks[layer].hook_resid_pre
+
+    def norm_in_front(self, layer: int, mlp_input: bool = False) -> LayerNorm | None:
+        """The norm between a stream and what reads it: attention, the MLP, or for ``n_layers`` the head."""
+        blocks = self._layers()
+        return self.ln_final if layer == len(blocks) else blocks[layer].norm_in_front(mlp_input)
+
+    def as_final(self, resid: Resid, layer: int, mlp_input: bool = False) -> Resid:
+        """A stream from inside as a head would read it if nothing more were written: the norms, without the sublayers."""
+        settled = self._layers()[layer].settled(resid) if mlp_input else resid
+        return settled if self.ln_final is None else self.ln_final(settled)
 
     # Moving
 

@@ -15,6 +15,7 @@ from encoderlens.config_from_dict import ModelRequest, request_from_dict
 from encoderlens.encoder import Encoder, ReturnType, RunPlan
 from encoderlens.errors import ConfigError, InputError, TaskError
 from encoderlens.sequence import Sequence, at_positions
+from encoderlens.slices import Slice
 from encoderlens.text_input import (
     Alignment,
     Text,
@@ -283,10 +284,14 @@ class HookedEncoder(Encoder):
         at = {} if logits_at is None else {"logits_at": logits_at}
         return super().run_with_cache(*model_args, pos_slice=pos_slice, **at, **kwargs)
 
-    def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool) -> ActivationCache:
-        state = self.run_state
-        mask = state.sequence.mask if state.sequence is not None else None
-        return ActivationCache(cache, self, has_batch_dim, state.tokens, mask)
+    def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool, pos_slice: Slice) -> ActivationCache:
+        tokens, sequence = self.run_state.tokens, self.run_state.sequence
+        mask = None if sequence is None else sequence.mask
+        tokens, mask = (
+            None if beside is None else pos_slice.apply(beside if has_batch_dim else beside[0], -1) for beside in (tokens, mask)
+        )
+        positions = None if sequence is None or pos_slice.selects_all else pos_slice.indices(sequence.pos)
+        return ActivationCache(cache, self, has_batch_dim, tokens, mask, positions)
 
     def _check_options(self, plan: RunPlan, labels: Tensor | None, logits_at: Positions | None) -> None:
         if (labels is not None) != (plan.returns == "loss"):

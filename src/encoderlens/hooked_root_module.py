@@ -212,7 +212,8 @@ class HookedRootModule(nn.Module):
         )
         with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
             output = self(*model_args, **model_kwargs)
-        kept = self.cache_object(cache, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
+        window = Slice.unwrap(pos_slice)
+        kept = self.cache_object(cache, not remove_batch_dim, window) if return_cache_object else cache
         if incl_bwd:  # the backward hooks belong to the run, and loss_fn may run the model again
             _scalar_loss(output, loss_fn).backward()
         if not cache:
@@ -221,7 +222,7 @@ class HookedRootModule(nn.Module):
             )
         return output, kept
 
-    def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool) -> Any:
+    def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool, pos_slice: Slice) -> Any:
         """What ``run_with_cache`` returns as the cache; a model may wrap the dictionary."""
         return cache
 

@@ -97,6 +97,11 @@ def norm_label(hook_name: str) -> str:
     return in_block(layer, f"{_BLOCK.sub('', path).replace('.', '_')}_b")
 
 
+def stream_label(layer: int, mid: bool, n_layers: int) -> str:
+    """The label of the stream that enters a layer (``"0_pre"``; for ``n_layers``, ``"final_post"``), or ``"0_mid"``."""
+    return "final_post" if layer == n_layers else f"{layer}_{'mid' if mid else 'pre'}"
+
+
 def in_block(layer: int | None, label: str) -> str:
     """A row label with its layer in front, if it has one: ``"0_b_O"``."""
     return label if layer is None else f"{layer}_{label}"

@@ -46,6 +46,10 @@ class Slice:
     def selects_all(self) -> bool:
         return self.index == slice(None) if isinstance(self.index, slice) else False
 
+    @property
+    def drops_axis(self) -> bool:
+        return isinstance(self.index, int)
+
     def apply(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """The selected entries of ``tensor`` along ``dim``.
 

@@ -8,8 +8,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.cli.common import AsJson, Model, Task, open_model
@@ -43,7 +41,7 @@ def run(
             _, cache = encoder.run_with_cache(texts, names_filter=hooks or None)
             report["activations"] = _statistics(cache) if hooks else []
             if save:
-                _save(cache, save)
+                cache.save(save)
                 report["saved"] = str(save)
     if as_json:
         print(json.dumps(report, allow_nan=False))
@@ -98,18 +96,6 @@ def _predictions(encoder: HookedEncoder, texts: Any) -> tuple[list[Any] | None, 
         return encoder(texts, "predictions"), None
     except InputError as error:
         return None, str(error)
-
-
-def _save(cache: ActivationCache, path: Path) -> None:
-    tensors = {name: value.contiguous().clone() for name, value in cache.items()}
-    if cache.tokens is not None:
-        tensors["tokens"] = cache.tokens
-    if cache.mask is not None:
-        tensors["mask"] = cache.mask
-    try:
-        save_file(tensors, path, metadata={"model": cache.model.cfg.model_name})
-    except SafetensorError as error:
-        raise InputError(f"--save {path}: {error}") from error
 
 
 def _show(report: dict[str, Any]) -> None:

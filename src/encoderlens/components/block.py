@@ -27,8 +27,8 @@ class Block(nn.Module, ABC):
     hook_q_input: HookPoint
     hook_k_input: HookPoint
     hook_v_input: HookPoint
-    hook_attn_out: HookPoint
-    hook_mlp_out: HookPoint
+    hook_resid_pre: HookPoint
+    hook_resid_mid: HookPoint
 
     @abstractmethod
     def forward(self, resid: Resid, sequence: Sequence) -> Resid:
@@ -43,6 +43,15 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def path_from_mid(self) -> list[Step]:
         """The residual path from ``hook_resid_mid`` to the block's output."""
+
+    @property
+    @abstractmethod
+    def out_point(self) -> HookPoint:
+        """Where the block's output passes."""
+
+    @abstractmethod
+    def settled(self, resid_mid: Resid) -> Resid:
+        """The stream at ``hook_resid_mid``, with the norms that a stream between blocks has passed."""
 
     @abstractmethod
     def norm_in_front(self, mlp_input: bool) -> LayerNorm | None:
@@ -98,6 +107,13 @@ class PostLNBlock(Block):
     def path_from_mid(self) -> list[Step]:
         return [Norm(self.ln1), WriteOfParts(self.hook_mlp_out, self.mlp), Norm(self.ln2)]
 
+    @property
+    def out_point(self) -> HookPoint:
+        return self.hook_normalized_resid_post
+
+    def settled(self, resid_mid: Resid) -> Resid:
+        return self.ln1(resid_mid)
+
     def norm_in_front(self, mlp_input: bool) -> LayerNorm | None:
         return self.ln1 if mlp_input else None
 
@@ -136,6 +152,13 @@ class PreLNBlock(Block):
     @property
     def path_from_mid(self) -> list[Step]:
         return [WriteOfParts(self.hook_mlp_out, self.mlp)]
+
+    @property
+    def out_point(self) -> HookPoint:
+        return self.hook_resid_post
+
+    def settled(self, resid_mid: Resid) -> Resid:
+        return resid_mid
 
     def norm_in_front(self, mlp_input: bool) -> LayerNorm | None:
         return self.ln2 if mlp_input else self.ln1

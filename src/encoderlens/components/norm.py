@@ -35,7 +35,7 @@ class LayerNorm(Freezable):
         """The matrix of this norm's linear part at a scale of one, times ``matrix`` (None: the identity), in float32 or wider:
         ``x @ result`` is ``((x - mean(x)) * w) @ matrix``.
         """
-        w = self.w.to(torch.promote_types(self.w.dtype, torch.float32))
+        w = self.w.detach().to(torch.promote_types(self.w.dtype, torch.float32))
         weighted = w.diag() if matrix is None else w[:, None] * matrix
         return weighted - weighted.mean(0)
 

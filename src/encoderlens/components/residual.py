@@ -14,7 +14,7 @@ from torch import Tensor
 from encoderlens.components.linear import Component
 from encoderlens.components.norm import LayerNorm
 from encoderlens.hook_points import HookPoint
-from encoderlens.names import in_block, norm_label, part_label, write_label
+from encoderlens.names import block_of, in_block, norm_label, part_label, write_label
 
 
 class Writer(Component, ABC):
@@ -68,6 +68,11 @@ class Write:
         return str(self.point.name)
 
     @property
+    def in_embeddings(self) -> bool:
+        """Whether it stands before the blocks."""
+        return block_of(self.name) is None
+
+    @property
     def label(self) -> str:
         """The row label of what is written: ``"0_attn_out"``."""
         return write_label(self.name)
@@ -94,6 +99,11 @@ class Norm:
     """A norm that the whole stream passes through."""
 
     norm: LayerNorm
+
+    @property
+    def in_embeddings(self) -> bool:
+        """Whether it stands before the blocks."""
+        return self.label == "embed_ln_b"
 
     @property
     def label(self) -> str:

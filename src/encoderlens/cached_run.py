@@ -1,0 +1,197 @@
+"""CachedRun: the activations of one run as a mapping, which can be moved, sliced, saved and loaded."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from encoderlens.errors import HookNameError, InputError
+from encoderlens.names import act_name, did_you_mean
+from encoderlens.slices import Slice, SliceInput
+
+log = logging.getLogger("encoderlens")
+
+Window = Slice | SliceInput
+AnyCache = TypeVar("AnyCache", bound="CachedRun")
+_BESIDE = ("tokens", "mask", "positions", "frame_times")  # what a file holds beside activations
+
+
+class CachedRun(Mapping[str, Tensor]):
+    """A mapping from hook names to the tensors of one run.
+
+    Keys are full names, short names with a layer (``cache["q", 0]``, ``cache["scale", 0, "ln1"]``, ``cache["q0"]``), and
+    negative layers count from the last.
+
+    Attributes:
+        cache_dict: the tensors by full hook name; gradients under ``<name>_grad``.
+        model: the model that ran.
+        has_batch_dim: whether tensors still have their batch axis.
+        tokens: the token ids of the run [batch pos], None for a run from a residual stream.
+        mask: True at real positions [batch pos]; None when every position is real.
+        positions: which positions of the run are kept [pos]; None when all are.
+        frame_times: the time of each position in seconds [pos], for audio.
+    """
+
+    def __init__(
+        self,
+        cache_dict: dict[str, Tensor],
+        model: Any,
+        has_batch_dim: bool = True,
+        tokens: Int[Tensor, "*batch_pos"] | None = None,
+        mask: Bool[Tensor, "*batch_pos"] | None = None,
+        positions: Int[Tensor, " pos"] | None = None,
+        frame_times: Float[Tensor, " pos"] | None = None,
+    ) -> None:
+        self.cache_dict = cache_dict
+        self.model = model
+        self.has_batch_dim = has_batch_dim
+        self.tokens = tokens
+        self.mask = mask
+        self.positions = positions
+        self.frame_times = frame_times
+
+    # A mapping
+
+    def full_name(self, key: Any) -> str:
+        """The hook name that a key stands for."""
+        if isinstance(key, str):
+            return key if key in self.cache_dict else act_name(key)
+        if not isinstance(key, tuple) or not key or not isinstance(key[0], str):
+            raise HookNameError(f"a cache's key is a hook name, or a tuple (short name, layer), not {key!r}")
+        name, *rest = key
+        if rest and isinstance(rest[0], int) and rest[0] < 0:
+            rest[0] += self.model.cfg.n_layers
+        return act_name(name, *rest)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """The tensor of a key.
+
+        Raises:
+            HookNameError: for a name outside the grammar, or one that this cache does not hold.
+        """
+        name = self.full_name(key)
+        if name not in self.cache_dict:
+            raise HookNameError(f"the cache holds no {name!r}{did_you_mean(name, self.cache_dict)}")
+        return self.cache_dict[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache_dict)
+
+    def __len__(self) -> int:
+        return len(self.cache_dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__} with {len(self)} activations: {', '.join(list(self)[:5])}{', …' if len(self) > 5 else ''}"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the tensors hold, storage that several share counted once."""
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in self.values()}
+        return sum(storages.values())
+
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """Switch gradients off (or on) for all of torch, with a warning in the log; ``torch.no_grad()`` does it for a block."""
+        log.warning("gradients are now %s for all of torch, not only for this cache", "on" if mode else "off")
+        torch.set_grad_enabled(mode)
+
+    # Moving, slicing, saving
+
+    def to(self: AnyCache, device: torch.device | str) -> AnyCache:
+        """Move every tensor of this cache to a device."""
+        self._map(lambda tensor: tensor.to(device))
+        self.positions = None if self.positions is None else self.positions.to(device)
+        self.frame_times = None if self.frame_times is None else self.frame_times.to(device)
+        return self
+
+    def remove_batch_dim(self: AnyCache) -> AnyCache:
+        """Drop the batch axis, of one row, of this cache.
+
+        Raises:
+            InputError: for a cache of several rows.
+        """
+        if self.has_batch_dim:
+            several = next((name for name, tensor in self.items() if len(tensor) != 1), None)
+            if several is not None:
+                raise InputError(
+                    f"remove_batch_dim takes a cache of one sequence, and {several} has {len(self[several])}: choose one with "
+                    "apply_slice_to_batch_dim(index)"
+                )
+            self._map(lambda tensor: tensor[0])
+            self.has_batch_dim = False
+        return self
+
+    def apply_slice_to_batch_dim(self: AnyCache, batch_slice: Window) -> AnyCache:
+        """A cache of some of the sequences, with tensors of its own; an int drops the batch axis.
+
+        Raises:
+            InputError: for a cache without a batch axis, or a sequence that is not there.
+        """
+        window = as_slice(batch_slice)
+        if not self.has_batch_dim:
+            raise InputError("this cache has no batch axis to slice")
+        chosen = type(self)(self.cache_dict, self.model, True, self.tokens, self.mask, self.positions, self.frame_times)
+        chosen._map(lambda tensor: window.apply(tensor).clone())
+        chosen.has_batch_dim = not window.drops_axis
+        return chosen
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change every tensor that has a batch axis."""
+        self.cache_dict = {name: change(tensor) for name, tensor in self.items()}
+        self.tokens = None if self.tokens is None else change(self.tokens)
+        self.mask = None if self.mask is None else change(self.mask)
+
+    def save(self, path: Path | str) -> None:
+        """Write everything but the model to a safetensors file, which appears only when it is complete.
+
+        Raises:
+            InputError: if the file cannot be written.
+        """
+        beside = {name: getattr(self, name) for name in _BESIDE if getattr(self, name) is not None}
+        tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in self.items()}
+        metadata = {"model": str(self.model.cfg.model_name), "has_batch_dim": str(self.has_batch_dim)}
+        partial = Path(f"{path}.partial")
+        try:
+            save_file(tensors | {name: tensor.contiguous() for name, tensor in beside.items()}, partial, metadata=metadata)
+            os.replace(partial, path)
+        except (SafetensorError, OSError) as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"the cache cannot be written to {path}: {error}") from error
+
+    @classmethod
+    def load(cls: type[AnyCache], path: Path | str, model: Any) -> AnyCache:
+        """A cache that ``save`` wrote.
+
+        Args:
+            path: the file.
+            model: the model that ran; its hook points must be those of the file.
+
+        Raises:
+            InputError: for a file that is not there, is no cache, or belongs to another model.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read as a cache: {error}") from error
+        beside = {name: tensors.pop(name) for name in _BESIDE if name in tensors}
+        strange = [name for name in tensors if name.removesuffix("_grad") not in model.hook_dict]
+        if strange or "has_batch_dim" not in metadata:
+            what = f"{strange[0]!r}, which is no hook point of this model" if strange else "no mark of a cache"
+            raise InputError(f"{path} is of the model {metadata.get('model', '?')!r} and has {what}: give the model that ran")
+        ordered = {name: tensors[name] for hook in model.hook_dict for name in (hook, f"{hook}_grad") if name in tensors}
+        return cls(ordered, model, metadata["has_batch_dim"] == "True", **beside)
+
+
+def as_slice(value: Window) -> Slice:
+    """A Slice as it is, anything else made into one; an int drops the axis."""
+    return value if isinstance(value, Slice) else Slice(value)
