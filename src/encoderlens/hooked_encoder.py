@@ -18,7 +18,6 @@ from encoderlens.sequence import Sequence, at_positions
 from encoderlens.slices import Slice
 from encoderlens.text_input import (
     Alignment,
-    Text,
     TextBatch,
     TextInput,
     align,
@@ -192,6 +191,34 @@ class HookedEncoder(Encoder):
 
     # Running
 
+    def prepare(
+        self, input: Any, token_type_ids: Tensor | None = None, one_zero_attention_mask: Tensor | None = None
+    ) -> TextBatch:
+        """One checked batch on the model's device, which ``forward`` takes in place of the three arguments.
+
+        Raises:
+            InputError, TokenizerMissingError: for what the model cannot read.
+        """
+        types, mask, texts = token_type_ids, one_zero_attention_mask, None
+        if isinstance(input, TextBatch):
+            if types is not None or mask is not None:
+                raise InputError("a prepared batch has its token types and its mask; give them to prepare()")
+            return input
+        if is_text(input):
+            texts, single = as_texts(input)
+            tokenizer = require_tokenizer(self.tokenizer, "text input")
+            tokens, own_types, own_mask = encode(tokenizer, texts, self.cfg.n_ctx, truncate=False)
+            types = own_types if types is None else types
+            mask = own_mask if mask is None else mask
+        else:
+            single, tokens = isinstance(input, Tensor) and input.ndim == 1, input
+        tokens = check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_ctx)
+        types = check_token_types(types, tokens.shape, self.cfg.n_token_types)
+        sequence = self._sequence(check_mask(mask, tokens.shape), *tokens.shape)
+        device = self.cfg.device
+        types = None if types is None else types.to(device)
+        return TextBatch(tokens.to(device), types, sequence, single, texts, self.tokenizer)
+
     def forward(
         self,
         input: Any,
@@ -207,8 +234,8 @@ class HookedEncoder(Encoder):
         """Run the model.
 
         Args:
-            input: token ids [batch pos] or [pos]; a text; a pair ``(a, b)``; a list of texts or of pairs (always a batch); with
-                ``start_at_layer``, a residual stream [batch pos d_model].
+            input: token ids [batch pos] or [pos]; a text; a pair ``(a, b)``; a list of texts or of pairs (always a batch); what
+                ``prepare`` made of any of these; with ``start_at_layer``, a residual stream [batch pos d_model].
             return_type: "logits" of the task's head; "predictions" (masked LM: the words for a text's masks, one bare string
                 if there is one mask, a list of lists for a batch; classifiers: labels; next sentence: a verdict; question
                 answering: the answer's text); "hidden", the final residual stream [batch pos d_model]; "loss" against
@@ -230,7 +257,7 @@ class HookedEncoder(Encoder):
         """
         plan = self.plan(return_type, start_at_layer, stop_at_layer)
         self._check_options(plan, labels, logits_at)
-        prepare = self._batch if plan.embeds else self._stream
+        prepare = self.prepare if plan.embeds else self._stream
         batch = prepare(input, token_type_ids, one_zero_attention_mask)
         chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
         if labels is not None and plan.head is not None:
@@ -301,23 +328,6 @@ class HookedEncoder(Encoder):
             raise InputError(f"labels are a tensor, not a {type(labels).__name__}")
         if logits_at is not None and not (plan.returns == "logits" and plan.head and plan.head.per_position):
             raise InputError("logits_at chooses positions of return_type='logits' of a head that has logits for every position")
-
-    def _batch(self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None) -> TextBatch:
-        texts: list[Text] | None = None
-        if is_text(input):
-            texts, single = as_texts(input)
-            tokenizer = require_tokenizer(self.tokenizer, "text input")
-            tokens, own_types, own_mask = encode(tokenizer, texts, self.cfg.n_ctx, truncate=False)
-            token_type_ids = own_types if token_type_ids is None else token_type_ids
-            mask = own_mask if mask is None else mask
-        else:
-            single, tokens = isinstance(input, Tensor) and input.ndim == 1, input
-        tokens = check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_ctx)
-        types = check_token_types(token_type_ids, tokens.shape, self.cfg.n_token_types)
-        sequence = self._sequence(check_mask(mask, tokens.shape), *tokens.shape)
-        device = self.cfg.device
-        types = None if types is None else types.to(device)
-        return TextBatch(tokens.to(device), types, sequence, single, texts, self.tokenizer)
 
     def _stream(self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None) -> TextBatch:
         if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != self.cfg.d_model:

@@ -1,5 +1,9 @@
 """Analyses: functions of a model and its inputs that return a frozen result."""
 
+from encoderlens.analysis.direct_logit_attribution import DirectLogitAttribution as DirectLogitAttribution
+from encoderlens.analysis.direct_logit_attribution import direct_logit_attribution as direct_logit_attribution
+from encoderlens.analysis.logit_lens import LogitLens as LogitLens
+from encoderlens.analysis.logit_lens import logit_lens as logit_lens
 from encoderlens.analysis.result import AdditiveResult as AdditiveResult
 from encoderlens.analysis.result import Entry as Entry
 from encoderlens.analysis.result import Interval as Interval

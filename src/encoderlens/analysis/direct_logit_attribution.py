@@ -1,0 +1,117 @@
+"""Direct logit attribution: what each component adds to a logit of its own accord."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from encoderlens.analysis.examples import Examples, checked_positions, task_head
+from encoderlens.analysis.result import COMPONENT, EXAMPLE, AdditiveResult
+from encoderlens.components.heads import Head
+from encoderlens.errors import InputError
+from encoderlens.hooked_encoder import HookedEncoder
+from encoderlens.linearised import direct_rows
+from encoderlens.text_input import TextBatch
+
+
+@dataclass(frozen=True, eq=False)
+class DirectLogitAttribution(AdditiveResult):
+    """Rows of components that add up to a logit, or to the difference of two.
+
+    Attributes:
+        task: the head whose logit it is.
+        target: what the logit stands for, for each example.
+        baseline: what the subtracted logit stands for, for each example; None without one.
+        positions: the position of the logit in each example; None for a head with one row a sequence.
+    """
+
+    title: ClassVar[str] = "Direct logit attribution"
+
+    task: str
+    target: tuple[str, ...]
+    baseline: tuple[str, ...] | None
+    positions: tuple[int, ...] | None
+
+
+def direct_logit_attribution(
+    model: HookedEncoder,
+    inputs: Any,
+    target: Any,
+    position: Any = None,
+    baseline: Any = None,
+    neurons: bool = False,
+    *,
+    batch_size: int = 32,
+) -> DirectLogitAttribution:
+    """What each head and MLP, each embedding and each bias adds to a logit directly, not by way of later components.
+
+    With LayerNorm scales and the gain of the head's activation held at their values in the run, a logit is a sum over all that
+    is written to the residual stream: a row is write x gradient along the stream. ``b_V`` is in the rows of heads. What acts
+    through later components, or only by way of a scale, is not seen here.
+
+    Args:
+        model: a model in eval mode.
+        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos].
+        target: which logit of the task's head: a token id or string, a class or its name; one for all, or a list, one each.
+        position: where: a position for all, or a list, one each. By default that of the one mask token.
+        baseline: subtract this logit: as ``target``.
+        neurons: a row a neuron (``"L0N17"``) and one for ``b_out``, rather than a row an MLP.
+        batch_size: how many examples run at a time.
+
+    Returns:
+        Values [component], for a data set [component example].
+
+    Raises:
+        InputError: for a target or position that is not there.
+        TaskError: for a model without heads.
+        AnalysisError: for a model in training mode.
+    """
+    head, examples = task_head(model), Examples(model, inputs, batch_size)
+    outputs = {"target": target} if baseline is None else {"target": target, "baseline": baseline}
+    indices = {
+        what: [head.output_index(one, model.tokenizer) for one in examples.each(wanted, what)]
+        for what, wanted in outputs.items()
+    }
+    names = {what: tuple(head.output_name(index, model.tokenizer) for index in these) for what, these in indices.items()}
+    places = examples.each(position, "position")
+    split = ("H", "N") if neurons else ("H",)
+    parts, positions = [], []
+    for chosen, batch in examples.batches():
+        at = _positions(head, batch, places[chosen])
+        scored = [torch.tensor(these[chosen], device=model.cfg.device) for these in indices.values()]
+        parts.append(direct_rows(model, head, lambda b=batch, a=at, s=scored: _score(model, b, a, s), split))
+        positions += [] if at is None else at.flatten().tolist()
+    values, total = torch.cat([part.values for part in parts], 1), torch.cat([part.total for part in parts])
+    axes = (COMPONENT,) if examples.single else (COMPONENT, EXAMPLE)
+    labels = {COMPONENT: parts[0].labels, EXAMPLE: examples.labels}
+    return DirectLogitAttribution(
+        values=values[:, 0] if examples.single else values,
+        axes=axes,
+        labels={axis: labels[axis] for axis in axes},
+        total=total[0] if examples.single else total,
+        task=head.task,
+        target=names["target"],
+        baseline=names.get("baseline"),
+        positions=tuple(positions) if head.per_position else None,
+    )
+
+
+def _positions(head: Head, batch: TextBatch, places: list[Any]) -> Int[Tensor, "batch 1"] | None:
+    if not head.per_position:
+        if any(place is not None for place in places):
+            raise InputError(f"the {head.task} head has one row a sequence: leave position out")
+        return None
+    if all(place is None for place in places):
+        return head.default_positions(batch).unsqueeze(1)
+    return checked_positions(places, batch)
+
+
+def _score(
+    model: HookedEncoder, batch: TextBatch, at: Int[Tensor, "batch 1"] | None, outputs: list[Int[Tensor, " batch"]]
+) -> Float[Tensor, " batch"]:
+    """The logit of the first outputs, minus that of the second if there are any."""
+    logits = model(batch, "logits", logits_at=at).flatten(0, -2)
+    picked = [logits.gather(1, output.unsqueeze(1)).squeeze(1) for output in outputs]
+    return picked[0] if len(picked) == 1 else picked[0] - picked[1]

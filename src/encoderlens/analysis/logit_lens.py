@@ -1,0 +1,160 @@
+"""Logit lens: what the model would say if nothing more were written, after every layer and sublayer."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from encoderlens.analysis.examples import Examples, checked_positions, task_head
+from encoderlens.analysis.result import EXAMPLE, Result
+from encoderlens.components.heads import Head
+from encoderlens.errors import InputError
+from encoderlens.hooked_encoder import HookedEncoder
+from encoderlens.linearised import require_eval
+from encoderlens.names import stream_label
+from encoderlens.text_input import TextBatch
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens(Result):
+    """The most probable outputs at each point of the stream: ``values`` are their probabilities.
+
+    Attributes:
+        task: the head that the streams were read with.
+        ids: the index of each output, in the shape of ``values``; -1 where an example is shorter than the longest.
+        names: what the outputs stand for, by their index.
+    """
+
+    title: ClassVar[str] = "Logit lens"
+
+    task: str
+    ids: Tensor
+    names: dict[int, str]
+
+    def table(self, k: int = 10) -> Table:
+        """A row a point of the stream and a column a position (and example), of which the first k are shown."""
+        ids, values, columns = self.ids.flatten(1, -2), self.values.flatten(1, -2), self._columns_of_table()
+        shown = "" if len(columns) <= k else f"the first {k} of {len(columns)} columns"
+        table = Table(title=self.title, caption=shown or None, min_width=max(len(self.title), len(shown)))
+        for name in ("stream", *columns[:k]):
+            table.add_column(Text(name))
+        for label, row_ids, row_values in zip(self.labels["stream"], ids, values, strict=True):
+            cells = [self._cell(*cell) for cell in zip(row_ids.tolist()[:k], row_values.tolist()[:k], strict=True)]
+            table.add_row(Text(label), *map(Text, cells))
+        return table
+
+    def _columns_of_table(self) -> list[str]:
+        columns = [""]
+        for axis in self.axes[1:-1]:
+            columns = [f"{column}  {label}".strip() for column in columns for label in self.labels[axis]]
+        return columns
+
+    def _cell(self, ids: list[int], probabilities: list[float]) -> str:
+        pairs = zip(ids, probabilities, strict=True)
+        return "  ".join(f"{self.names[index]} {probability:.0%}" for index, probability in pairs if index >= 0)
+
+
+def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: int = 5, *, batch_size: int = 32) -> LogitLens:
+    """Read the stream after every layer and sublayer with the model's own head (nostalgebraist 2020).
+
+    A stream gets the norms that the head's input has passed, with statistics of its own, and no more: on post-LN encoders the
+    stream between blocks has passed its norm already, and ``0_mid``, after attention, passes ln1; on pre-LN encoders each
+    passes ``ln_final``.
+
+    Args:
+        model: a model in eval mode.
+        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos].
+        positions: a position, or a list of them, in every example; all by default. A head with one row a sequence takes none.
+        top_k: how many outputs to keep.
+        batch_size: how many examples run at a time.
+
+    Returns:
+        Probabilities [stream pos rank], for a data set [stream example pos rank], without ``pos`` for a head with one row a
+        sequence. Of a classifier with several labels at once the probability of each, of a regression its values; of question
+        answering the probability that the answer starts, or ends, there.
+
+    Raises:
+        InputError: for a position that is not there, or ``top_k`` below 1.
+        TaskError: for a model without heads.
+        AnalysisError: for a model in training mode.
+    """
+    head, examples = task_head(model), Examples(model, inputs, batch_size)
+    require_eval(model)
+    if not isinstance(top_k, int) or top_k < 1:
+        raise InputError(f"top_k={top_k!r}; it is a whole number from 1")
+    if positions is not None and not head.per_position:
+        raise InputError(f"the {head.task} head has one row a sequence: leave positions out")
+    wanted = None if positions is None else [positions] if isinstance(positions, int) else list(positions)
+    with torch.no_grad():
+        read = [_read(model, head, batch, wanted, top_k) for _, batch in examples.batches()]
+    longest = max(values.shape[2] for values, _ in read)
+    values = torch.cat([_padded(part, longest, torch.nan) for part, _ in read], 1)
+    ids = torch.cat([_padded(part, longest, -1) for _, part in read], 1)
+    labels = {
+        "stream": tuple(stream_label(*place, model.cfg.n_layers) for place in _places(model)),
+        EXAMPLE: examples.labels,
+        "pos": _position_labels(model, examples, wanted, longest),
+        "rank": tuple(str(rank + 1) for rank in range(values.shape[-1])),
+    }
+    if examples.single:
+        values, ids = values[:, 0], ids[:, 0]
+    if not head.per_position:
+        values, ids = values.squeeze(-2), ids.squeeze(-2)
+    left_out = {EXAMPLE: examples.single, "pos": not head.per_position}
+    axes = tuple(axis for axis in labels if not left_out.get(axis, False))
+    found = sorted(set(ids.flatten().tolist()) - {-1})
+    return LogitLens(
+        values=values,
+        axes=axes,
+        labels={axis: labels[axis] for axis in axes},
+        task=head.task,
+        ids=ids,
+        names={index: head.output_name(index, model.tokenizer) for index in found},
+    )
+
+
+def _places(model: HookedEncoder) -> list[tuple[int, bool]]:
+    n_layers = model.cfg.n_layers
+    return [(layer, mid) for layer in range(n_layers) for mid in (False, True)] + [(n_layers, False)]
+
+
+def _read(
+    model: HookedEncoder, head: Head, batch: TextBatch, wanted: list[int] | None, top_k: int
+) -> tuple[Float[Tensor, "stream batch pos rank"], Int[Tensor, "stream batch pos rank"]]:
+    """Probabilities and ids of the best outputs; of a head with one row a sequence at one position."""
+    at = None if wanted is None else checked_positions([wanted] * batch.sequence.batch, batch)
+    places = _places(model)
+    names = [str(model.stream_point(*place).name) for place in places]
+    _, cache = model.run_with_cache(batch, None, names_filter=names)
+    streams = [model.as_final(cache[name], *place) for name, place in zip(names, places, strict=True)]
+    best = [_best(head.probabilities(stream, batch.sequence, at), top_k) for stream in streams]
+    values, ids = torch.stack([values for values, _ in best]), torch.stack([ids for _, ids in best])
+    if at is not None or not head.per_position or batch.sequence.mask is None:
+        return values, ids
+    padding = ~batch.sequence.mask.unsqueeze(-1)
+    return values.masked_fill(padding, torch.nan), ids.masked_fill(padding, -1)
+
+
+def _best(probabilities: Float[Tensor, "batch *pos output"], top_k: int) -> tuple[Tensor, Tensor]:
+    """Values and indices [batch pos rank] of the most probable outputs."""
+    outputs = probabilities.shape[-1]
+    best = probabilities.reshape(len(probabilities), -1, outputs).float().topk(min(top_k, outputs))
+    return best.values, best.indices
+
+
+def _padded(part: Tensor, longest: int, value: float) -> Tensor:
+    return F.pad(part, (0, 0, 0, longest - part.shape[2]), value=value)
+
+
+def _position_labels(model: HookedEncoder, examples: Examples, wanted: list[int] | None, longest: int) -> tuple[str, ...]:
+    """The number of each position, with its token for a single example."""
+    numbers = list(range(longest)) if wanted is None else wanted
+    if not examples.single or model.tokenizer is None:
+        return tuple(map(str, numbers))
+    tokens = model.tokens_to_str(examples.inputs)
+    return tuple(f"{number} {tokens[number]}" for number in numbers)
