@@ -51,12 +51,22 @@ def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 def test_demo_opens_up_the_embedded_model() -> None:
     shown = invoke("demo")
     assert "door" in shown
-    for part in ("What the model puts", "after each layer", "layer 3", "Where its heads look", "Try next"):
+    for part in (
+        "What the model puts",
+        "after each layer",
+        "3_mid",
+        "final_post",
+        "decide it",
+        "Where its heads look",
+        "Try next",
+    ):
         assert part in shown
+    error = float(shown.split("completeness error ")[1].split()[0])
+    assert error < 1e-5
 
 
 def test_demo_with_a_text_of_ones_own() -> None:
-    assert "embeddings" in invoke("demo", "--text", TEXT)
+    assert TEXT in invoke("demo", "--text", TEXT)
 
 
 def test_demo_needs_a_mask_and_a_masked_lm(
@@ -95,6 +105,30 @@ def test_run_predicts_and_saves_activations(tmp_path: Path) -> None:
     assert [row["name"] for row in report["activations"]] == hooks
     with safe_open(out, "pt") as file:
         assert file.metadata() == {"model": TINY_BERT, "has_batch_dim": "True"}
+
+
+def test_run_with_the_lens_and_attributions() -> None:
+    arguments = ("run", TINY_BERT, "--text", TEXT, "--text", "A [MASK].", "--lens", "--attribute", "door")
+    shown = invoke(*arguments)
+    assert shown.count("Direct logit attribution: door") == shown.count("Logit lens") == 2
+    report = json.loads(invoke(*arguments, "--json"))
+    model = HookedEncoder.from_pretrained(TINY_BERT, device="cpu")
+    for entry in report["inputs"]:
+        lens, attribution = entry["lens"], entry["attribution"]
+        best = lens["ids"][-1][0][0]
+        assert lens["names"][str(best)] == entry["prediction"][0]
+        at = attribution["positions"][0]
+        logit = model(entry["text"])[0, at, model.tokenizer.convert_tokens_to_ids("door")].item()
+        assert sum(attribution["values"]) == pytest.approx(logit, rel=1e-4)
+        assert attribution["error"] < 1e-5
+
+
+def test_run_attributes_a_label_and_looks_where_it_is_told(folder: str) -> None:
+    report = json.loads(invoke("run", folder, "--text", "the doctor", "--attribute", "LABEL_1", "--lens", "--json"))
+    assert report["inputs"][0]["attribution"]["target"] == ["LABEL_1"]
+    assert report["inputs"][0]["lens"]["axes"] == ["stream", "rank"]
+    report = json.loads(invoke("run", TINY_BERT, "--text", "no mask", "--attribute", "mask", "--position", "2", "--json"))
+    assert report["inputs"][0]["attribution"]["positions"] == [2]
 
 
 def test_run_on_a_batch_in_words() -> None:
@@ -157,6 +191,10 @@ def test_models_lists_what_can_be_loaded() -> None:
         (("run", TINY_BERT, "--text", "a " * 600), "text 0 has 602 tokens, the model takes 512"),
         (("run", TINY_BERT, "--text", "a", "--pair", "b", "--pair", "c"), "1 --text and 2 --pair"),
         (("run", TINY_BERT, "--text", "a", "--task", "next_sentence"), "has no 'next_sentence' head"),
+        (("run", TINY_BERT, "--text", "a [MASK]", "--attribute", "interpretability"), "is no single token"),
+        (("run", TINY_BERT, "--text", "a", "--attribute", "door"), "has 0 mask tokens, not one"),
+        (("run", TINY_BERT, "--text", "a", "--position", "1"), "give one of them too"),
+        (("run", TINY_BERT, "--text", "a", "--lens", "--position", "9"), "positions run from 0 to 2"),
     ],
 )
 def test_errors_are_one_line(

@@ -1,7 +1,7 @@
 """Direct logit attribution: what each component adds to a logit of its own accord."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,12 +27,16 @@ class DirectLogitAttribution(AdditiveResult):
         positions: the position of the logit in each example; None for a head with one row a sequence.
     """
 
-    title: ClassVar[str] = "Direct logit attribution"
-
     task: str
     target: tuple[str, ...]
     baseline: tuple[str, ...] | None
     positions: tuple[int, ...] | None
+
+    @property
+    def title(self) -> str:
+        kinds = {"": self.target, " minus ": self.baseline or ()}
+        named = [f"{word}{names[0] if len(set(names)) == 1 else 'of each example'}" for word, names in kinds.items() if names]
+        return f"Direct logit attribution: {''.join(named)}"
 
 
 def direct_logit_attribution(

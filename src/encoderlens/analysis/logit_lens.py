@@ -1,7 +1,7 @@
 """Logit lens: what the model would say if nothing more were written, after every layer and sublayer."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,13 @@ class LogitLens(Result):
         names: what the outputs stand for, by their index.
     """
 
-    title: ClassVar[str] = "Logit lens"
-
     task: str
     ids: Tensor
     names: dict[int, str]
+
+    @property
+    def title(self) -> str:
+        return "Logit lens"
 
     def table(self, k: int = 10) -> Table:
         """A row a point of the stream and a column a position (and example), of which the first k are shown."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from io import StringIO
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,13 +62,10 @@ class Result:
         values: any shape, NaN and infinities allowed; detached.
         axes: the name of each axis of ``values``.
         labels: by the name of an axis, the label of each of its entries.
-        title: what stands above the table.
 
     Raises:
         InputError: for axes without a name or with the same one, and for labels that are not one an entry.
     """
-
-    title: ClassVar[str] = ""
 
     values: Tensor
     axes: tuple[str, ...]
@@ -81,6 +78,11 @@ class Result:
                 object.__setattr__(self, part.name, value.detach())
         _check_axes(self.values, self.axes)
         _check_labels(self.values, self.axes, self.labels)
+
+    @property
+    def title(self) -> str:
+        """What stands above the table."""
+        return ""
 
     def top(self, k: int = 10) -> list[Entry]:
         """The k entries of largest magnitude, largest first and NaN last; all entries where there are fewer.

@@ -1,7 +1,7 @@
 """What several commands share: opening a model quietly, and numbers for axes."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,14 @@ def open_model(name: str, task: str | None = None) -> HookedEncoder:
     hf_logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return HookedEncoder.from_pretrained(name, task=task)
+
+
+def mask_positions(model: HookedEncoder, text: Any) -> list[int] | None:
+    """Where a text has the mask token; None where it has none, or for a head that has no logits for positions."""
+    if model.task is None or not model.heads[model.task].per_position or model.tokenizer.mask_token_id is None:
+        return None
+    tokens = model.to_tokens(text)[0][0]
+    return (tokens == model.tokenizer.mask_token_id).nonzero().flatten().tolist() or None
 
 
 def axis_sizes(model: Encoder) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """``encoderlens demo``: a masked sentence, seen from the inside."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from encoderlens.activation_cache import ActivationCache
+from encoderlens.analysis import direct_logit_attribution, logit_lens
 from encoderlens.cli.common import DEMO_MODEL, open_model
 from encoderlens.errors import InputError, TaskError
 from encoderlens.hooked_encoder import HookedEncoder
@@ -25,7 +27,7 @@ def demo(
     text: Annotated[str, typer.Option(help="A sentence with the model's mask token in it.")] = SENTENCE,
     model: Annotated[str, typer.Option(help="A masked-LM checkpoint: folder, hub id or embedded name.")] = DEMO_MODEL,
 ) -> None:
-    """Open up a masked language model: its guess, how the guess forms layer by layer, and where its heads look."""
+    """Open up a masked language model: its guess, how it forms layer by layer, what decides it, and where heads look."""
     encoder = open_model(model)
     if "masked_lm" not in encoder.heads:
         raise TaskError(f"{model} has no masked-LM head, which the demo reads; try it with {DEMO_MODEL}")
@@ -38,18 +40,26 @@ def demo(
     title = f"{encoder.cfg.model_name}: {encoder.cfg.n_layers} layers, {encoder.cfg.n_heads} heads a layer"
     console.print(title, style="bold", markup=False, highlight=False)
     console.print(text, style="italic", markup=False, highlight=False)
+    guess = int(logits[0, mask].argmax())
     sections = {
         "What the model puts in place of the first mask": _guesses(encoder, logits[0, mask]),
-        "What it would say after each layer, through its own head": _layers(encoder, cache, mask),
+        "What it would say after each layer and sublayer, through its own head": logit_lens(encoder, text, mask, TOP),
+        "Which heads, MLPs and biases decide it": direct_logit_attribution(encoder, text, guess, mask),
         "Where its heads look from the mask, sharpest first": _attention(encoder, cache, tokens, mask),
     }
-    for title, table in sections.items():
+    for title, section in sections.items():
         console.print(f"\n{title}", style="bold")
-        console.print(table)
+        console.print(section)
+    mask_token = encoder.tokenizer.mask_token
+    hints = (
+        f"encoderlens demo --text 'The old man sat down in his {mask_token}.'",
+        f"encoderlens run {shlex.quote(model)} --text {shlex.quote(text)} --lens --attribute WORD    what decides another word",
+        f"encoderlens info {shlex.quote(model)}    every hook point, with its shape",
+        "the example in the README, to change an activation",
+    )
     console.print("\nTry next", style="bold")
-    console.print(f"  encoderlens demo --text 'The old man sat down in his {encoder.tokenizer.mask_token}.'", markup=False)
-    console.print(f"  encoderlens info {model}    every hook point, with its shape", markup=False)
-    console.print("  the example in the README, to change an activation", markup=False)
+    for hint in hints:
+        console.print(f"  {hint}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _mask_position(encoder: HookedEncoder, cache: ActivationCache) -> int:
@@ -66,20 +76,6 @@ def _guesses(encoder: HookedEncoder, logits: Float[Tensor, " d_vocab"]) -> Table
         table.add_column(column)
     for word, probability in top_words(encoder, logits):
         table.add_row(Text(word), f"{probability:.1%}")
-    return table
-
-
-def _layers(encoder: HookedEncoder, cache: ActivationCache, mask: int) -> Table:
-    table = Table()
-    table.add_column("after")
-    table.add_column("best words")
-    streams = [("embeddings", "hook_full_embed")]
-    streams += [(f"layer {layer}", f"blocks.{layer}.hook_normalized_resid_post") for layer in range(encoder.cfg.n_layers)]
-    with torch.inference_mode():
-        for label, name in streams:
-            logits = encoder(cache[name], "logits", start_at_layer=encoder.cfg.n_layers, logits_at=mask)
-            words = top_words(encoder, logits[0, 0])
-            table.add_row(label, Text("  ".join(f"{word} {probability:.0%}" for word, probability in words)))
     return table
 
 

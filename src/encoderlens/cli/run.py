@@ -1,4 +1,4 @@
-"""``encoderlens run``: one forward pass from the shell, with predictions and activations."""
+"""``encoderlens run``: one forward pass from the shell: predictions, the lens, attributions and activations."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from encoderlens.activation_cache import ActivationCache
-from encoderlens.cli.common import AsJson, Model, Task, open_model
+from encoderlens.analysis import Result, direct_logit_attribution, logit_lens
+from encoderlens.cli.common import AsJson, Model, Task, mask_positions, open_model
 from encoderlens.errors import InputError
 from encoderlens.hooked_encoder import HookedEncoder
 
@@ -20,6 +21,13 @@ Hooks = Annotated[
     list[str] | None, typer.Option("--hooks", help="Hook points to keep, as 'encoderlens info' names them; repeatable.")
 ]
 Save = Annotated[Path | None, typer.Option("--save", help="Write what is kept (everything, without --hooks) as safetensors.")]
+Lens = Annotated[bool, typer.Option("--lens", help="Show what the head would say after every layer and sublayer.")]
+Attribute = Annotated[
+    str | None, typer.Option(metavar="WORD", help="Show the heads, MLPs and biases that decide the logit of a word or label.")
+]
+Position = Annotated[
+    int | None, typer.Option(help="The position that --lens and --attribute look at; by default that of the mask token.")
+]
 
 
 def run(
@@ -29,14 +37,21 @@ def run(
     hooks: Hooks = None,
     save: Save = None,
     task: Task = None,
+    lens: Lens = False,
+    attribute: Attribute = None,
+    position: Position = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a model on text: what it predicts, and the activations at any hook points."""
+    """Run a model on text: what it predicts, how it comes to that, and the activations at any hook points."""
     _check_target(save)
+    if position is not None and not lens and attribute is None:
+        raise InputError("--position is where --lens and --attribute look: give one of them too")
     texts = _paired(text, pair)
     encoder = open_model(model, task)
     with torch.inference_mode():
         report = _report(encoder, texts)
+        for entry, one in zip(report["inputs"], texts, strict=True):
+            entry |= _analyses(encoder, one, lens, attribute, position)
         if hooks or save:
             _, cache = encoder.run_with_cache(texts, names_filter=hooks or None)
             report["activations"] = _statistics(cache) if hooks else []
@@ -44,7 +59,7 @@ def run(
                 cache.save(save)
                 report["saved"] = str(save)
     if as_json:
-        print(json.dumps(report, allow_nan=False))
+        print(json.dumps(report, allow_nan=False, default=lambda result: json.loads(result.to_json())))
     else:
         _show(report)
 
@@ -75,6 +90,15 @@ def _report(encoder: HookedEncoder, texts: Any) -> dict[str, Any]:
     if note:
         report["note"] = note
     return report
+
+
+def _analyses(encoder: HookedEncoder, text: Any, lens: bool, attribute: str | None, position: int | None) -> dict[str, Result]:
+    found: dict[str, Result] = {}
+    if lens:
+        found["lens"] = logit_lens(encoder, text, mask_positions(encoder, text) if position is None else [position])
+    if attribute is not None:
+        found["attribution"] = direct_logit_attribution(encoder, text, attribute, position)
+    return found
 
 
 def _statistics(cache: ActivationCache) -> list[dict[str, Any]]:
@@ -109,6 +133,9 @@ def _show(report: dict[str, Any]) -> None:
             console.print(
                 f"  prediction  {', '.join(value) if isinstance(value, list) else value}", markup=False, highlight=False
             )
+        for name in ("lens", "attribution"):
+            if name in entry:
+                console.print(entry[name])
     if "note" in report:
         console.print(f"No prediction: {report['note']}.", style="dim", markup=False, highlight=False, soft_wrap=True)
     if report.get("activations"):
