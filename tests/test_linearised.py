@@ -390,6 +390,13 @@ def test_a_difference_of_logits_is_a_score_too() -> None:
     assert_parity(direct_rows(model, model.heads["masked_lm"], at_one_position, ()).values, rows.values, None, 1e-12)
 
 
+def test_a_score_of_two_runs_is_refused() -> None:
+    model, batch = additive_model(), additive_batch()
+    with pytest.raises(AnalysisError, match="more than once"):
+        direct_rows(model, model.heads["masked_lm"], lambda: score(model, batch) - score(model, additive_batch(1)))
+    assert_untouched(model)
+
+
 def test_rows_do_not_depend_on_padding() -> None:
     model, batch = additive_model(task="next_sentence", dtype=torch.float64), additive_batch()
     padded = rows_of(model, batch).values
