@@ -5,7 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoderlens.errors import HookNameError
-from encoderlens.names import act_name, block_of, did_you_mean, head_label, select
+from encoderlens.names import (
+    act_name,
+    block_of,
+    did_you_mean,
+    head_label,
+    in_block,
+    norm_label,
+    part_label,
+    select,
+    write_label,
+)
 from encoderlens.utils import get_act_name, to_numpy
 
 # Short names of a block, and what stands between "blocks.l." and "hook_".
@@ -130,6 +140,44 @@ def test_block_of(name, layer):
 
 def test_head_label():
     assert head_label(3, 11) == "L3H11"
+
+
+@pytest.mark.parametrize(("part", "layer", "index", "label"), [("H", 0, 3, "L0H3"), ("N", 11, 3071, "L11N3071")])
+def test_part_label(part, layer, index, label):
+    assert part_label(part, layer, index) == label
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("embed.hook_embed", "embed"),
+        ("embed.hook_pos_embed", "pos_embed"),
+        ("embed.hook_token_type_embed", "token_type_embed"),
+        ("blocks.0.hook_attn_out", "0_attn_out"),
+        ("blocks.12.hook_mlp_out", "12_mlp_out"),
+    ],
+)
+def test_write_label(name, label):
+    assert write_label(name) == label
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("embed.ln.hook_scale", "embed_ln_b"),
+        ("blocks.0.ln1.hook_scale", "0_ln1_b"),
+        ("blocks.12.ln2.hook_normalized", "12_ln2_b"),
+        ("ln_final.hook_scale", "ln_final_b"),
+        ("mlm_head.ln.hook_scale", "mlm_head_ln_b"),
+    ],
+)
+def test_norm_label(name, label):
+    assert norm_label(name) == label
+
+
+@pytest.mark.parametrize(("layer", "label"), [(None, "b_U"), (0, "0_b_U"), (12, "12_b_U")])
+def test_in_block(layer, label):
+    assert in_block(layer, "b_U") == label
 
 
 @pytest.mark.parametrize(

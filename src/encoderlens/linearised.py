@@ -132,11 +132,11 @@ def direct_rows(
     Args:
         model: a model in eval mode.
         head: the head behind the score.
-        score: runs the model and gives a number a sequence, linear in the head's logits.
+        score: runs the model once and gives a number a sequence, linear in the head's logits.
         split: which writers have a row a part and one for their bias: "H" for attention, "N" for MLPs. Others have one row.
 
     Raises:
-        AnalysisError: for a model in training mode, or a head whose activation is not 0 at 0.
+        AnalysisError: for a model in training mode, a head whose activation is not 0 at 0, or a second run in ``score``.
     """
     require_eval(model)
     path = model.residual_path() + ([] if model.ln_final is None else [Norm(model.ln_final)])
@@ -178,6 +178,10 @@ class _Taps:
                 handle.remove()
 
     def _cut(self, tensor: Tensor, hook: HookPoint) -> Tensor:
+        if hook in self.flowing:
+            raise AnalysisError(
+                "score runs the model more than once, and rows are of one run: sum what direct_rows gives of each"
+            )
         self.flowing[hook] = tensor.detach().requires_grad_()
         return self.flowing[hook]
 

@@ -77,7 +77,7 @@ class Activation(Freezable):
         return torch.where(x == 0, self._slope_at_zero(), y / x)
 
     def _slope_at_zero(self) -> float:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             zero = torch.zeros((), requires_grad=True)
             (slope,) = torch.autograd.grad(self.fn(zero), zero)
         return float(slope)

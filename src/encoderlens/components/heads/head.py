@@ -160,8 +160,9 @@ class Head(ABC):
             stream = resid.detach().clone().requires_grad_()
             scores = self.score(stream, sequence, targets.clone())
             (direction,) = torch.autograd.grad(scores.sum(), stream)
-        products = (resid * direction).sum(-1)
-        return LinearHead(direction, scores.detach() - (products if self.per_position else products.sum(-1)))
+        with torch.no_grad():
+            products = (resid * direction).sum(-1)
+            return LinearHead(direction, scores - (products if self.per_position else products.sum(-1)))
 
 
 class NamedOutputs(Head):
