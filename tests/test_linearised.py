@@ -397,6 +397,12 @@ def test_a_score_of_two_runs_is_refused() -> None:
     assert_untouched(model)
 
 
+def test_a_score_that_does_not_run_the_head_is_refused() -> None:
+    model, batch = additive_model(), additive_batch()
+    with pytest.raises(AnalysisError, match="does not run the head"):
+        direct_rows(model, model.heads["masked_lm"], lambda: model(batch["tokens"], "hidden").sum((1, 2)))
+
+
 def test_rows_do_not_depend_on_padding() -> None:
     model, batch = additive_model(task="next_sentence", dtype=torch.float64), additive_batch()
     padded = rows_of(model, batch).values

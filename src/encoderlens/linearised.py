@@ -136,11 +136,12 @@ def direct_rows(
         split: which writers have a row a part and one for their bias: "H" for attention, "N" for MLPs. Others have one row.
 
     Raises:
-        AnalysisError: for a model in training mode, a head whose activation is not 0 at 0, or a second run in ``score``.
+        AnalysisError: for a model in training mode, a head whose activation is not 0 at 0, a second run in ``score``, or a run
+            that does not reach the head.
     """
     require_eval(model)
     path = model.residual_path() + ([] if model.ln_final is None else [Norm(model.ln_final)])
-    taps = _Taps(path, head)
+    taps = _Taps(path, head, split)
     with torch.inference_mode(False), torch.enable_grad(), freeze([model], ["ln"]), freeze(head.modules.values(), ["gain"]):
         with taps.on(model):
             total = score()
@@ -159,16 +160,18 @@ Gradients = Mapping[HookPoint | nn.Module, Tensor]
 class _Taps:
     """Leaves in place of what is written, so that gradients take the direct path; and the outputs of modules with a bias."""
 
-    def __init__(self, path: list[Step], head: Head) -> None:
+    def __init__(self, path: list[Step], head: Head, split: Collection[str]) -> None:
         self.writes = [step for step in path if isinstance(step, Write)]
+        writers = [step.writer for step in path if isinstance(step, WriteOfParts) and step.writer.part in split]
+        self.part_names = [str(writer.parts_point.name) for writer in writers]
         self.biased = [step.norm for step in path if isinstance(step, Norm)] + [module for module, _ in head.biases().values()]
         self.flowing: dict[HookPoint | nn.Module, Tensor] = {}
         self.parts: dict[str, Tensor] = {}
 
     @contextmanager
     def on(self, model: Encoder) -> Iterator[None]:
-        parts = [str(step.writer.parts_point.name) for step in self.writes if isinstance(step, WriteOfParts)]
-        hooks = [([step.name for step in self.writes], self._cut), (parts, CachingHook(self.parts))]
+        hooks: list[Any] = [([step.name for step in self.writes], self._cut)]
+        hooks += [(self.part_names, CachingHook(self.parts))] if self.part_names else []
         handles = [module.register_forward_hook(self._note) for module in self.biased]
         try:
             with model.hooks(hooks):
@@ -189,6 +192,10 @@ class _Taps:
         self.flowing[module] = output
 
     def gradients(self, score: Float[Tensor, ""]) -> Gradients:
+        if any(module not in self.flowing for module in self.biased):
+            raise AnalysisError(
+                "score does not run the head whose rows are asked for: run the model with that head as its task"
+            )
         return dict(zip(self.flowing, torch.autograd.grad(score, list(self.flowing.values())), strict=True))
 
 

@@ -149,7 +149,7 @@ def _best(probabilities: Float[Tensor, "batch *pos output"], top_k: int) -> tupl
     return best.values, best.indices
 
 
-def _padded(part: Tensor, longest: int, value: float) -> Tensor:
+def _padded(part: Tensor, longest: int, value: int | float) -> Tensor:
     return F.pad(part, (0, 0, 0, longest - part.shape[2]), value=value)
 
 
