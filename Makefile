@@ -23,6 +23,7 @@ bench: $(VENV)/.run
 	$(BIN)/python benchmarks/bench_hf.py
 	$(BIN)/python benchmarks/bench_import.py
 	$(BIN)/python benchmarks/bench_memory.py
+	$(BIN)/python benchmarks/bench_additive.py
 
 bench-peers: $(PEERS)/.peers
 	$(PEERS)/bin/python benchmarks/bench_peers.py
