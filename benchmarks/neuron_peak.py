@@ -1,4 +1,4 @@
-"""Prints how many bytes neuron rows add to this process' peak of memory in a plain forward pass (Linux): ``neuron_peak.py HOW``.
+"""Prints how many bytes neuron rows add to the peak of memory of a plain forward pass (Linux): ``neuron_peak.py HOW``.
 
 HOW is "direct" (direct logit attribution, at one position) or "projected" (rows onto one direction, at every position; the
 result is one number a neuron and position). The peak is VmHWM.

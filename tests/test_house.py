@@ -81,6 +81,20 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 6
 
 
+def test_the_examples_of_the_additive_page_run_and_add_up(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "additive.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 3
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(examples), "additive.md", "exec"), {})
+    printed = capsys.readouterr().out
+    gaps = [float(gap) for gap in re.findall(r"^tensor\((\d[^,)]*)[,)]", printed, re.MULTILINE)]
+    assert len(gaps) == 2
+    assert max(gaps) < 1e-4
+    assert (tmp_path / "run.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "hf_class",
     ["BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"],
@@ -96,7 +110,7 @@ def test_every_hook_point_is_documented(hf_class: str) -> None:
             assert " ".join(point.axes) in line
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/from-transformer-lens.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/from-transformer-lens.md", "docs/additive.md"])
 def test_links_between_documents_lead_somewhere(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))

@@ -88,7 +88,7 @@ class CarriedRows:
             else:
                 yield self._write(step, carry)
 
-    def total(self) -> Float[Tensor, "*rows out"]:
+    def total(self) -> Float[Tensor, "..."]:
         """What every row together sums to: the stream, or what is read of it."""
         if self.reads is None:
             return self._shaped(self._onto(self.stream))
@@ -127,12 +127,12 @@ class CarriedRows:
         """Projected; a single direction as one of several, so that there always is a last axis."""
         return vectors if self.onto is None else vectors @ self.onto.to(vectors).reshape(len(self.onto), -1)
 
-    def _shaped(self, rows: Float[Tensor, "*rows out"]) -> Float[Tensor, "*rows"]:
+    def _shaped(self, rows: Float[Tensor, "*some out"]) -> Float[Tensor, "..."]:
         """In the dtype of the stream, and without the last axis of a single direction."""
         rows = rows.to(self.stream.dtype)
         return rows.squeeze(-1) if self.onto is not None and self.onto.ndim == 1 else rows
 
-    def stack(self, blocks: Iterable[RowBlock], max_bytes: int) -> tuple[Float[Tensor, "row *rows"], list[str]]:
+    def stack(self, blocks: Iterable[RowBlock], max_bytes: int) -> tuple[Float[Tensor, "row ..."], list[str]]:
         """Rows as one tensor in the dtype of the stream, and their labels. Beyond the result, one block is in memory at a time.
 
         Raises:
