@@ -78,7 +78,7 @@ class CarriedRows:
         return self.path if self.reads is None else [*self.path, Norm(self.reads)]
 
     def blocks(self) -> Iterator[RowBlock]:
-        """Every row, in the order of the path. Nothing is computed yet."""
+        """Every row, in the order of the path; none is made yet."""
         for step, carry in zip(self._steps, carries(self._steps, self.activation), strict=True):
             if isinstance(step, Norm):
                 yield self._bias(step, carry, step.label, step.norm.b)
@@ -127,7 +127,7 @@ class CarriedRows:
         """Projected; a single direction as one of several, so that there always is a last axis."""
         return vectors if self.onto is None else vectors @ self.onto.to(vectors).reshape(len(self.onto), -1)
 
-    def _shaped(self, rows: Float[Tensor, "*rows out"]) -> Float[Tensor, "*rows"]:
+    def _shaped(self, rows: Float[Tensor, "*rows out"]) -> Float[Tensor, "..."]:
         """In the dtype of the stream, and without the last axis of a single direction."""
         rows = rows.to(self.stream.dtype)
         return rows.squeeze(-1) if self.onto is not None and self.onto.ndim == 1 else rows

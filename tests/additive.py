@@ -1,0 +1,296 @@
+"""Small models for additive analyses, and replays that say what their rows must be.
+
+A replay runs a model with hooks that put back values of an earlier run: scales, patterns, gains, or whole writes. What is not
+put back is then linear, and "take one write out and run again" is what a row claims to be. Nothing here knows of
+``encoderlens.linearised``.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encoderlens import HookedEncoder
+from encoderlens.config import (
+    AbsolutePositionsPart,
+    AttentionPart,
+    EmbeddingPart,
+    EncoderConfig,
+    GatedMLPPart,
+    LayerNormPart,
+    MaskedLMPart,
+    MLPPart,
+    NextSentencePart,
+    PoolerPart,
+    PostLNPart,
+    PreLNPart,
+    QuestionAnsweringPart,
+    SequenceClassificationPart,
+    TokenClassificationPart,
+)
+from tests.tiny import tiny_batch
+
+BLOCKS = {"post": PostLNPart, "pre": PreLNPart}
+MLPS = {"plain": MLPPart, "gated": GatedMLPPart}
+TASKS = ("masked_lm", "next_sentence", "sequence_classification", "token_classification", "question_answering")
+LABELS = ("no", "yes", "maybe", "often", "never", "always")
+SIZES = {"d_model": 14, "n_layers": 2, "n_heads": 4, "d_head": 5, "d_mlp": 9, "d_vocab": 41, "n_ctx": 13}
+
+POSITIONS = torch.tensor([2, 5, 1])  # real ones of the three sequences of additive_batch
+TARGETS = torch.tensor([17, 3, 40])
+
+
+def additive_model(
+    block: str = "post",
+    mlp: str = "plain",
+    task: str = "masked_lm",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    act_fn: str = "gelu",
+    head_act_fn: str = "gelu",
+    **sizes: int,
+) -> HookedEncoder:
+    """A model in eval mode with trained-like random weights, the same in every dtype.
+
+    Args:
+        block: "post" or "pre".
+        mlp: "plain" or "gated".
+        task: the task it is set to. It has every other head too, but only one of the two kinds of classifier.
+        act_fn, head_act_fn: of the MLPs, and of the masked-LM head.
+        sizes: instead of ``SIZES``.
+    """
+    size = SIZES | sizes
+    per_token = task == "token_classification"
+    cfg = EncoderConfig(
+        family="bert",
+        original_architecture="BertForPreTraining",
+        d_model=size["d_model"],
+        n_layers=size["n_layers"],
+        embed=EmbeddingPart(size["d_vocab"]),
+        positions=AbsolutePositionsPart(size["n_ctx"]),
+        attention=AttentionPart(size["n_heads"], size["d_head"]),
+        norm=LayerNormPart(),
+        mlp=MLPS[mlp](size["d_mlp"], act_fn),
+        block=BLOCKS[block](),
+        pooler=PoolerPart(),
+        heads=(
+            MaskedLMPart(head_act_fn),
+            NextSentencePart(),
+            TokenClassificationPart(LABELS) if per_token else SequenceClassificationPart(LABELS),
+            QuestionAnsweringPart(),
+        ),
+    )
+    model = HookedEncoder(cfg, device="cpu", dtype=dtype, init_weights=False).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(noise * 0.25)
+            else:
+                parameter.copy_(0.3 * noise + (1 if name.endswith(".w") else 0))
+    model.task = task
+    return model
+
+
+def additive_batch(seed: int = 0) -> dict[str, Tensor]:
+    """Tokens, types and mask [3 11]; two sequences are padded."""
+    return tiny_batch(vocab=SIZES["d_vocab"], seed=seed)
+
+
+def run(model: HookedEncoder, batch: dict[str, Tensor], return_type: str | None = "logits", **options: Any) -> Any:
+    return model(batch["tokens"], return_type, batch["types"], batch["mask"], **options)
+
+
+def targets_of(model: HookedEncoder) -> Tensor:
+    """The logit of each sequence whose score it is."""
+    head = model.cfg.encoder.heads[list(model.heads).index(model.task)]
+    n_outputs = {"masked_lm": model.cfg.d_vocab, "next_sentence": 2, "question_answering": 2}
+    return TARGETS % n_outputs.get(head.task, len(LABELS))
+
+
+def score(model: HookedEncoder, batch: dict[str, Tensor]) -> Tensor:
+    """One logit a sequence [batch], by a plain run: at one position, for heads that have logits for each.
+
+    Args:
+        batch: the three sequences of ``additive_batch``, once or several times.
+    """
+    logits, rows = run(model, batch), torch.arange(len(batch["tokens"]))
+    at = logits[rows, POSITIONS.repeat(len(rows) // 3)] if model.heads[model.task].per_position else logits
+    return at[rows, targets_of(model).repeat(len(rows) // 3)]
+
+
+# Replays
+
+
+def clean_run(model: HookedEncoder, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every activation of a run by name, and ``"pooler.dense"``: what the pooler's activation function gets."""
+    clean: dict[str, Tensor] = {}
+    with torch.no_grad(), _noting_pooler(model, clean):
+        _, cache = model.run_with_cache(
+            batch["tokens"],
+            "logits",
+            batch["types"],
+            batch["mask"],
+            names_filter=lambda name: True,
+            return_cache_object=False,
+        )
+    return clean | cache
+
+
+@contextmanager
+def replay(
+    model: HookedEncoder, values: dict[str, Tensor], points: Collection[str] = (), gains: Collection[tuple[str, str]] = ()
+) -> Iterator[None]:
+    """Context in which runs have these values at some points, and these activation functions are multiplications.
+
+    Args:
+        values: of ``clean_run``, or changed ones.
+        points: hook points that always give their value.
+        gains: pairs of names, before and after an activation function; its gain is the quotient of their values.
+    """
+    now: dict[str, Tensor] = {}
+    before = {after: name for name, after in gains}
+
+    def note(tensor: Tensor, hook: Any) -> None:
+        now[hook.name] = tensor
+
+    def put_back(tensor: Tensor, hook: Any) -> Tensor:
+        return values[hook.name]
+
+    def multiply(tensor: Tensor, hook: Any) -> Tensor:
+        source = before[hook.name]
+        return now[source] * (values[hook.name] / values[source])
+
+    noted = [name for name, _ in gains if name != "pooler.dense"]
+    pairs = [(points, put_back), (noted, note), (list(before), multiply)]
+    with ExitStack() as stack:
+        stack.enter_context(_noting_pooler(model, now))
+        stack.enter_context(model.hooks([(names, hook) for names, hook in pairs if names]))
+        yield
+
+
+@contextmanager
+def _noting_pooler(model: HookedEncoder, into: dict[str, Tensor]) -> Iterator[None]:
+    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        into["pooler.dense"] = output
+
+    handles = [model.pooler.dense.register_forward_hook(note)] if hasattr(model, "pooler") else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def scale_points(clean: dict[str, Tensor]) -> list[str]:
+    return [name for name in clean if name.endswith("hook_scale")]
+
+
+def pattern_points(clean: dict[str, Tensor]) -> list[str]:
+    return [name for name in clean if name.endswith("hook_pattern")]
+
+
+def head_gains(clean: dict[str, Tensor]) -> list[tuple[str, str]]:
+    pairs = [("mlm_head.hook_pre", "mlm_head.hook_post"), ("pooler.dense", "pooler.hook_pooler_out")]
+    return [(before, after) for before, after in pairs if after in clean]
+
+
+def all_gains(model: HookedEncoder, clean: dict[str, Tensor]) -> list[tuple[str, str]]:
+    pre = "hook_pre_linear" if "blocks.0.mlp.hook_pre_linear" in clean else "hook_pre"
+    layers = range(model.cfg.n_layers)
+    return [(f"blocks.{layer}.mlp.{pre}", f"blocks.{layer}.mlp.hook_post") for layer in layers] + head_gains(clean)
+
+
+# The direct path
+
+
+def direct_losses(
+    model: HookedEncoder, batch: dict[str, Tensor], score: Any = score, parts: Collection[str] = ("H", "N")
+) -> dict[str, Tensor]:
+    """By row label, what the score loses when one write, or one bias, is taken out and nothing but the direct path reacts.
+
+    Scales and the head's gains keep their values, and so does every other write.
+
+    Args:
+        score: a number a sequence, of a model and a batch; the batch is repeated, once for each write that is taken out.
+        parts: which writers are also taken apart.
+    """
+    clean = clean_run(model, batch)
+    points = [*scale_points(clean), *stream_writes(model)]
+    losses: dict[str, Tensor] = {}
+    with torch.no_grad():
+        with replay(model, clean, points, head_gains(clean)):
+            whole = score(model, batch)
+            for label, parameter in biases_on_the_path(model).items():
+                with zeroed(parameter):
+                    losses[label] = whole - score(model, batch)
+        taken = written(model, clean, parts)
+        values, rows = repeated(clean, len(taken)), len(whole)
+        for index, (name, vectors) in enumerate(taken.values()):
+            values[name][index * rows : (index + 1) * rows] -= vectors
+        with replay(model, values, points, head_gains(clean)):
+            without = score(model, repeated(batch, len(taken))).unflatten(0, (len(taken), rows))
+    return losses | dict(zip(taken, whole - without, strict=True))
+
+
+def repeated(tensors: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Tensors whose batch axis is repeated."""
+    return {name: tensor.repeat(times, *[1] * (tensor.ndim - 1)) for name, tensor in tensors.items()}
+
+
+def stream_writes(model: HookedEncoder) -> list[str]:
+    """The hook points of all that joins the stream."""
+    layers = range(model.cfg.n_layers)
+    embeddings = ["embed.hook_embed", "embed.hook_pos_embed", "embed.hook_token_type_embed"]
+    return embeddings + [f"blocks.{layer}.hook_{name}_out" for layer in layers for name in ("attn", "mlp")]
+
+
+def written(
+    model: HookedEncoder, clean: dict[str, Tensor], parts: Collection[str] = ("H", "N")
+) -> dict[str, tuple[str, Tensor]]:
+    """By row label: the hook point where it joins the stream, and what is written there."""
+    found = {name.partition("hook_")[2]: (name, clean[name]) for name in stream_writes(model)[:3]}
+    for layer, block in enumerate(model.blocks):
+        attn, mlp = f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_mlp_out"
+        z, post = clean[f"blocks.{layer}.attn.hook_z"], clean[f"blocks.{layer}.mlp.hook_post"]
+        d_head = z.shape[-1]
+        found[f"{layer}_attn_out"], found[f"{layer}_mlp_out"] = (attn, clean[attn]), (mlp, clean[mlp])
+        for head in range(z.shape[-2] if "H" in parts else 0):
+            weight = block.attn.o.weight[:, head * d_head : (head + 1) * d_head]
+            found[f"L{layer}H{head}"] = (attn, z[:, :, head] @ weight.T)
+        for neuron in range(post.shape[-1] if "N" in parts else 0):
+            found[f"L{layer}N{neuron}"] = (mlp, post[:, :, neuron, None] * block.mlp.output.weight[:, neuron])
+        found[f"{layer}_b_O"], found[f"{layer}_b_out"] = (attn, block.attn.o.bias), (mlp, block.mlp.output.bias)
+    return found
+
+
+def biases_on_the_path(model: HookedEncoder) -> dict[str, nn.Parameter]:
+    """By row label: the biases of the norms that the whole stream passes through, and of the head."""
+    found = {"embed_ln_b": model.embed.ln.b}
+    for layer, block in enumerate(model.blocks):
+        if model.ln_final is None:
+            found |= {f"{layer}_ln1_b": block.ln1.b, f"{layer}_ln2_b": block.ln2.b}
+    if model.ln_final is not None:
+        found["ln_final_b"] = model.ln_final.b
+    if model.task == "masked_lm":
+        head, unembed = model.mlm_head, model.unembed
+        return found | {"head_b": head.dense.bias, "head_ln_b": head.ln.b, "b_U": unembed.bias}
+    last = {"next_sentence": "nsp_head", "question_answering": "qa_head"}.get(model.task, "classifier")
+    pooled = {"pooler_b": model.pooler.dense.bias} if last == "nsp_head" or model.task == "sequence_classification" else {}
+    return found | pooled | {"head_b": getattr(model, last).dense.bias}
+
+
+@contextmanager
+def zeroed(parameter: nn.Parameter) -> Iterator[None]:
+    """Context in which a parameter is zero."""
+    before = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.zero_()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            parameter.copy_(before)
