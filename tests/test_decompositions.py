@@ -231,7 +231,12 @@ def test_an_unknown_mode_is_refused(unchecked: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "mlp", "dtype"), [(*sort, dtype) for dtype in TOLERANCE for sort in (SORTS if dtype == torch.float32 else APART)]
+    ("block", "mlp", "dtype"),
+    [
+        (*sort, dtype)
+        for dtype in TOLERANCE
+        for sort in ([("post", "gated"), ("pre", "plain")] if dtype == torch.float32 else APART)
+    ],
 )
 def test_rows_sum_to_the_stream_and_to_what_is_read_of_it(block: str, mlp: str, dtype: torch.dtype) -> None:
     model, tolerance = additive_model(block, mlp, dtype=dtype), TOLERANCE[dtype]

@@ -1,7 +1,6 @@
 """What rows of the stream add to a logit, against the heads' own arithmetic, for every head."""
 
 import functools
-import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 from encoderlens import ActivationCache, HookedEncoder
 from encoderlens.errors import AnalysisError, HookNameError, InputError, TaskError, TokenizerMissingError
 from encoderlens.slices import Slice
-from tests.additive import BLOCKS, LABELS, MLPS, SIZES, TASKS, additive_batch, additive_model
+from tests.additive import LABELS, SIZES, TASKS, additive_batch, additive_model
 from tests.checkpoints import save_tiny
 from tests.parity import assert_parity
 
@@ -19,7 +18,7 @@ BATCH = additive_batch()
 POOLED = ("next_sentence", "sequence_classification")
 PER_POSITION = ("masked_lm", "token_classification", "question_answering")
 N_OUTPUTS = {"masked_lm": SIZES["d_vocab"], "next_sentence": 2, "question_answering": 2}
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 5e-2, torch.float16: 8e-3}
 APART = [("post", "plain"), ("pre", "gated")]
 two_sorts = pytest.mark.parametrize(("block", "mlp"), APART)
 every_task = pytest.mark.parametrize("task", TASKS)
@@ -54,7 +53,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("block", "mlp", "dtype"),
-    [(*sort, torch.float32) for sort in itertools.product(BLOCKS, MLPS)]
+    [("post", "gated", torch.float32), ("pre", "plain", torch.float32)]
     + [(*sort, dtype) for sort, dtype in zip(APART, (torch.bfloat16, torch.float16), strict=True)],
 )
 @every_task
@@ -263,10 +262,9 @@ def test_a_stack_of_other_positions_is_refused() -> None:
         cache.logit_attrs(rows, 1, pos_slice=[3, 4])
 
 
-@two_sorts
 @every_task
-def test_without_the_batch_axis(block: str, mlp: str, task: str) -> None:
-    _, whole, whole_rows = known(task, block, mlp)
+def test_without_the_batch_axis(task: str) -> None:
+    _, whole, whole_rows = known(task, *APART[TASKS.index(task) % 2])
     model, one = whole.model, {"remove_batch_dim": True}
     for row in (0, 1):  # one not padded, one padded
         inputs = (BATCH["tokens"][row : row + 1], "logits", BATCH["types"][row : row + 1], BATCH["mask"][row : row + 1])
@@ -345,17 +343,16 @@ def test_what_is_missing_is_named(block: str, mlp: str) -> None:
 @pytest.mark.parametrize(("made", "read"), [(True, True), (True, False), (False, True)])
 @every_task
 def test_inference_mode_and_no_graph(task: str, made: bool, read: bool) -> None:
-    for block, mlp in APART:
-        logits, clean, _ = known(task, block, mlp)
-        model = clean.model
-        with torch.inference_mode(made):
-            _, cache = run(model)
-        with torch.inference_mode(read):
-            assert not cache.accumulated_resid(apply_ln=True, incl_mid=True).requires_grad
-            rows = cache.decompose_resid()
-            ids = torch.ones(3).long()
-            found = [cache.logit_attrs(rows, ids, 0), cache.logit_constant(ids, 0)]
-        assert not any(tensor.requires_grad or tensor.grad_fn is not None for tensor in found)
-        close(found[0].sum(0) + found[1], logits[..., 1] - logits[..., 0])
-        assert all(parameter.grad is None for parameter in model.parameters())
-        assert torch.equal(run(model)[0], logits)  # nothing stays frozen
+    logits, clean, _ = known(task, *APART[(TASKS.index(task) + 1) % 2])
+    model = clean.model
+    with torch.inference_mode(made):
+        _, cache = run(model)
+    with torch.inference_mode(read):
+        assert not cache.accumulated_resid(apply_ln=True, incl_mid=True).requires_grad
+        rows = cache.decompose_resid()
+        ids = torch.ones(3).long()
+        found = [cache.logit_attrs(rows, ids, 0), cache.logit_constant(ids, 0)]
+    assert not any(tensor.requires_grad or tensor.grad_fn is not None for tensor in found)
+    close(found[0].sum(0) + found[1], logits[..., 1] - logits[..., 0])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(run(model)[0], logits)  # nothing stays frozen
