@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from encoderlens import HookedEncoder
+from encoderlens import ActivationCache, HookedEncoder
 from encoderlens.cli import app, main
 from tests.tiny import tiny_hf
 
@@ -103,8 +102,7 @@ def test_run_predicts_and_saves_activations(tmp_path: Path) -> None:
     for name in hooks:
         assert (saved[name] - cache[name]).abs().max() < 1e-6
     assert [row["name"] for row in report["activations"]] == hooks
-    with safe_open(out, "pt") as file:
-        assert file.metadata() == {"model": TINY_BERT, "has_batch_dim": "True"}
+    assert list(ActivationCache.load(out, model)) == hooks
 
 
 def test_run_with_the_lens_and_attributions() -> None:
@@ -184,10 +182,7 @@ def test_models_lists_what_can_be_loaded() -> None:
         (("run", TINY_BERT, "--text", "a", "--hooks", "blocks.0.hook_resid_per"), "did you mean 'blocks.0.hook_resid_pre'"),
         (("run", TINY_BERT, "--text", "a", "--save", "no/such/out.safetensors"), "does not exist"),
         (("run", TINY_BERT, "--text", "a", "--save", "/"), "is a folder"),
-        (
-            ("run", TINY_BERT, "--text", "a", "--save", "/proc/out.safetensors"),
-            "the cache cannot be written to /proc/out.safetensors",
-        ),
+        (("run", TINY_BERT, "--text", "a", "--save", "/proc/out.safetensors"), "cannot be written to /proc/out.safetensors"),
         (("run", TINY_BERT, "--text", "a " * 600), "text 0 has 602 tokens, the model takes 512"),
         (("run", TINY_BERT, "--text", "a", "--pair", "b", "--pair", "c"), "1 --text and 2 --pair"),
         (("run", TINY_BERT, "--text", "a", "--task", "next_sentence"), "has no 'next_sentence' head"),

@@ -1,4 +1,4 @@
-"""What the removed classes got wrong with text, a test each. Hooks and caches of the same list: test_run_with_cache.py."""
+"""What the removed classes got wrong with text and with caches, a test each. Hooks of the same list: test_run_with_cache.py."""
 
 from typing import Any
 
@@ -105,3 +105,43 @@ def test_next_sentence_prediction_has_hooks(bert: HookedEncoder) -> None:
     names = ["pooler.hook_pooler_out", "nsp_head.hook_nsp_out"]
     BertNextSentencePrediction(bert).run_with_hooks(pair, fwd_hooks=[(names, lambda tensor, hook: seen.append(hook.name))])
     assert seen == names
+
+
+# Caches
+
+
+def padded_cache(model: HookedEncoder, **options: Any) -> Any:
+    batch = tiny_batch()
+    return model.run_with_cache(batch["tokens"], "logits", batch["types"], batch["mask"], **options)
+
+
+def test_remove_batch_dim_drops_no_rows(bert: HookedEncoder) -> None:
+    _, cache = padded_cache(bert)
+    with pytest.raises(InputError, match="remove_batch_dim takes a cache of one sequence"):
+        cache.remove_batch_dim()
+    assert {len(tensor) for tensor in cache.values()} == {3}
+
+
+def test_pos_slice_leaves_the_batch_of_pooled_outputs_alone(bert: HookedEncoder) -> None:
+    bert.task = "next_sentence"
+    names = ["pooler.hook_pooler_out", "nsp_head.hook_nsp_out", "blocks.0.attn.hook_q"]
+    (_, whole), (_, cache) = (padded_cache(bert, names_filter=names, pos_slice=window) for window in (None, [1, 5]))
+    for name in names[:2]:
+        assert torch.equal(cache[name], whole[name])
+    assert torch.equal(cache["q", 0], whole["q", 0][:, [1, 5]])
+
+
+def test_decompose_resid_has_the_embeddings_and_sums_to_the_stream(bert: HookedEncoder) -> None:
+    _, cache = padded_cache(bert)
+    for layer in range(4):
+        rows, labels = cache.decompose_resid(layer, return_labels=True)
+        assert labels[:4] == ["embed", "pos_embed", "token_type_embed", "embed_ln_b"]
+        stream = cache["resid_pre", layer] if layer < 3 else cache["normalized_resid_post", 2]
+        assert (rows.sum(0) - stream).abs().max() < 1e-5
+
+
+def test_logit_attrs_sum_to_the_logit(bert: HookedEncoder) -> None:
+    logits, cache = padded_cache(bert)
+    found = cache.logit_attrs(cache.decompose_resid(), "the").sum(0) + cache.logit_constant("the")
+    expected = logits[..., bert.tokenizer.convert_tokens_to_ids("the")]
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

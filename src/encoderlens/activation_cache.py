@@ -1,6 +1,6 @@
 """ActivationCache: the activations of one run, and what its residual stream is made of."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -32,7 +32,7 @@ class ActivationCache(CachedRun):
     have the dtype of the activations.
 
     Attributes:
-        max_stack_bytes: larger stacks of vectors are refused before anything is computed.
+        max_stack_bytes: larger stacks of vectors are refused before any of their rows is made.
     """
 
     max_stack_bytes: int = 8 * 2**30
@@ -65,7 +65,7 @@ class ActivationCache(CachedRun):
         places += [(target, mid) for mid in (False, True)[: 1 + mlp_input]]
         streams = [self._at(model.stream_point(*place), window) for place in places]
         if apply_ln and target == model.cfg.n_layers:
-            streams = [model.as_final(stream, *place) for stream, place in zip(streams, places, strict=True)]
+            streams = [self._run(model.as_final, stream, *place) for stream, place in zip(streams, places, strict=True)]
         stack = torch.stack(streams).detach()
         if apply_ln and target < model.cfg.n_layers:
             stack = self.apply_ln_to_stack(stack, target, mlp_input, pos_slice)
@@ -170,17 +170,18 @@ class ActivationCache(CachedRun):
             [batch pos neuron d_model]; projected: [batch pos neuron] or [batch pos neuron out].
 
         Raises:
-            InputError: if that is larger than ``max_stack_bytes``.
+            InputError: for a layer that is not there, or if that is larger than ``max_stack_bytes``.
         """
+        n_layers, onto = self.model.cfg.n_layers, self._directions(project_output_onto)
+        if not isinstance(layer, int) or isinstance(layer, bool) or not -n_layers <= layer < n_layers:
+            raise InputError(f"layer={layer!r}; the layers are 0 to {n_layers - 1}, negative ones count from the last")
         mlp, window = self.model.blocks[layer].mlp, as_slice(neuron_slice)
         activation = window.apply(self._at(mlp.hook_post, as_slice(pos_slice)), -1)
+        out = mlp.out_weight.shape[1:] if onto is None else onto.shape[1:]
+        check_size((*activation.shape, *out), activation.dtype, self.max_stack_bytes)
         weight = window.apply(mlp.out_weight.detach()).to(activation)
-        if project_output_onto is not None:
-            weight = weight @ project_output_onto.to(weight)
-            if project_output_onto.ndim == 1:
-                return activation * weight
-        check_size((*activation.shape, weight.shape[-1]), activation.dtype, self.max_stack_bytes)
-        return activation.unsqueeze(-1) * weight
+        weight = weight if onto is None else weight @ onto.to(weight)
+        return activation * weight if onto is not None and onto.ndim == 1 else activation.unsqueeze(-1) * weight
 
     def stack_neuron_results(
         self,
@@ -259,7 +260,7 @@ class ActivationCache(CachedRun):
         batch_slice: Window = None,
         has_batch_dim: bool = True,
         recompute_ln: bool = False,
-    ) -> Stack:
+    ) -> Float[Tensor, "component ..."]:
         """Carry a stack through the norm between the stream at ``layer`` and what reads it: its linear part, at the scale of
         the run. On post-LN encoders only the MLP has a norm in front of it (``mlp_input=True``): otherwise, and for the head,
         the stack is given back as it is. The rows of a full stack, and the norm's bias, sum to what is read.
@@ -268,19 +269,23 @@ class ActivationCache(CachedRun):
             residual_stack: rows [component batch pos d_model] at ``layer``, with ``pos_slice`` applied already.
             layer, mlp_input: where.
             pos_slice: the positions that the stack has.
-            batch_slice: keep some sequences of the stack.
-            has_batch_dim: whether the stack has a batch axis.
+            batch_slice: keep some sequences of the stack; of a stack without a batch axis: the sequence that it is of.
+            has_batch_dim: whether the stack has a batch axis, where the cache has one.
             recompute_ln: the whole norm, with the statistics of each row, in place of its linear part.
+
+        Raises:
+            InputError: for a stack of other sequences or positions than these.
         """
         sequences = self._sequences(batch_slice, has_batch_dim)
-        stack = sequences.apply(residual_stack, 1) if not sequences.selects_all else residual_stack
+        stack = residual_stack if sequences.selects_all or not has_batch_dim else sequences.apply(residual_stack, 1)
         norm = self.model.norm_in_front(self._layer(layer, mlp_input), mlp_input)
         if norm is None:
             return stack
         if recompute_ln:
-            return norm(stack).detach()
+            return self._run(norm, stack)
         scale = self._at(norm.hook_scale, as_slice(pos_slice))
         scale = scale if sequences.selects_all else sequences.apply(scale)
+        _check_rows(stack, scale.shape[:-1])
         return Carry().before(Norm(norm), scale)(stack).to(stack.dtype)
 
     # Logits
@@ -293,7 +298,7 @@ class ActivationCache(CachedRun):
         pos_slice: Window = None,
         batch_slice: Window = None,
         has_batch_dim: bool = True,
-    ) -> Float[Tensor, "component *rows"]:
+    ) -> Float[Tensor, "component ..."]:
         """What each row of a stack at the final stream adds to a logit of the model's task head, whose LayerNorm scale and
         activation gain are held at their values in the run (the head's own hooks are not part of that).
 
@@ -301,25 +306,25 @@ class ActivationCache(CachedRun):
 
         Args:
             residual_stack: rows [component batch pos d_model], with ``pos_slice`` applied already.
-            tokens: which logit: a token id or string (for a classifier: a class or its name), or ids [batch] or [batch pos].
+            tokens: which logit: a token id or string (for a classifier: a class or its name), or ids [batch] or [batch pos] for
+                everything in the cache, before ``pos_slice`` and ``batch_slice``.
             incorrect_tokens: subtract this logit's.
             pos_slice: the positions that the stack has.
-            batch_slice: keep some sequences of the stack.
-            has_batch_dim: whether the stack has a batch axis.
+            batch_slice, has_batch_dim: as for ``apply_ln_to_stack``.
 
         Returns:
             [component batch pos]; for a head with one row a sequence [component batch].
 
         Raises:
             TaskError: for a model without a head.
-            InputError: for a target that is not there; positions for a head that reads a whole sequence.
+            InputError: for a target that is not there; a stack of other sequences or positions than these; positions for a
+                head that reads a whole sequence.
         """
-        head, linear = self._linear_head(tokens, incorrect_tokens)
         window, sequences = as_slice(pos_slice), self._sequences(batch_slice, has_batch_dim)
-        if not head.per_position and not window.selects_all:
-            raise InputError(f"the {head.task} head reads a whole sequence: its rows need every position, without pos_slice")
+        head, linear = self._linear_head(tokens, incorrect_tokens, window)
         stack = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
         direction = self._sliced(linear.direction, window, sequences).to(stack)
+        _check_rows(stack, direction.shape[:-1])
         rows = (stack * direction).sum(-1)
         return rows if head.per_position else rows.sum(-1)
 
@@ -334,27 +339,29 @@ class ActivationCache(CachedRun):
         Returns:
             [batch pos]; for a head with one row a sequence [batch].
         """
-        head, linear = self._linear_head(tokens, incorrect_tokens)
+        window, sequences = as_slice(pos_slice), self._sequences(batch_slice, True)
+        head, linear = self._linear_head(tokens, incorrect_tokens, window)
         constant = linear.constant
         if self.model.ln_final is not None:
             biases = (linear.direction * self.model.ln_final.b.detach()).sum(-1)
             constant = constant + (biases if head.per_position else biases.sum(-1))
-        window = as_slice(pos_slice) if head.per_position else Slice()
-        return self._sliced(constant, window, self._sequences(batch_slice, True))
+        return self._sliced(constant, window, sequences)
 
-    def _linear_head(self, tokens: Any, incorrect_tokens: Any) -> tuple[Head, LinearHead]:
-        """The task's head around the final stream of the run, for every sequence and position that is kept."""
+    def _linear_head(self, tokens: Any, incorrect_tokens: Any, window: Slice) -> tuple[Head, LinearHead]:
+        """The task's head around the final stream of the run, for every sequence and position in the cache."""
         model = self.model
         if model.task is None:
             raise TaskError("logits need a head, and this model has none")
         require_eval(model)
         head = model.heads[model.task]
+        if not head.per_position and not window.selects_all:
+            raise InputError(f"the {head.task} head reads a whole sequence: its rows need every position, without pos_slice")
         if not head.per_position and self.positions is not None:
             raise InputError(f"the {head.task} head reads a whole sequence, and the cache holds some positions of it")
         stream = self._batched(self._at(model.stream_point(model.cfg.n_layers), Slice())).to(model.cfg.device, model.cfg.dtype)
         mask = None if self.mask is None else self.mask.reshape(stream.shape[:2]).to(model.cfg.device)
         sequence = Sequence(stream.shape[0], stream.shape[1], mask)
-        read = stream if model.ln_final is None else model.ln_final(stream).detach()
+        read = stream if model.ln_final is None else self._run(model.ln_final, stream)
         shape = stream.shape[: 1 + head.per_position]
         linear = head.linearise(read, sequence, self._targets(head, tokens, shape))
         if incorrect_tokens is None:
@@ -365,13 +372,14 @@ class ActivationCache(CachedRun):
     def _targets(self, head: Head, tokens: Any, shape: torch.Size) -> Int[Tensor, "batch *pos"]:
         model = self.model
         if not isinstance(tokens, Tensor) or tokens.ndim == 0:
-            single = int(tokens) if isinstance(tokens, Tensor) else tokens
+            single = tokens.item() if isinstance(tokens, Tensor) else tokens
             return torch.full(shape, head.output_index(single, model.tokenizer), device=model.cfg.device)
         rows = tokens if self.has_batch_dim or tokens.ndim == len(shape) else tokens.unsqueeze(0)
         fits = rows.shape == shape[: rows.ndim]
         if not fits or tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise InputError(
-                f"tokens have shape {list(tokens.shape)}; ids for every sequence, or every position, have {list(shape)}"
+                f"tokens are {str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}; they are whole numbers for every "
+                f"sequence {list(shape[:1])}{f' or every position {list(shape)}' if shape[1:] else ''} of the cache"
             )
         for extreme in torch.aminmax(tokens):
             head.output_index(int(extreme), model.tokenizer)
@@ -412,7 +420,7 @@ class ActivationCache(CachedRun):
             stream=stream,
             activation=lambda point: self._at(point, window),
             split=split,
-            onto=onto,
+            onto=self._directions(onto),
             neurons=neurons or Slice(),
         )
 
@@ -432,6 +440,19 @@ class ActivationCache(CachedRun):
             raise InputError("the cache holds one position, without an axis to slice: leave pos_slice out")
         return window.apply(self[name], axes.index("pos"))
 
+    def _directions(self, onto: Float[Tensor, "d_model *out"] | None) -> Float[Tensor, "d_model *out"] | None:
+        d_model = self.model.cfg.d_model
+        if onto is not None and (onto.ndim not in (1, 2) or len(onto) != d_model):
+            raise InputError(
+                f"project_output_onto has shape {list(onto.shape)}; one direction has [{d_model}], several [{d_model}, n]"
+            )
+        return None if onto is None else onto.detach()
+
+    def _run(self, function: Callable[..., Tensor], stream: Tensor, *args: Any) -> Tensor:
+        """What a part of the model makes of a stream, where and as what the cache keeps it."""
+        with torch.no_grad():
+            return function(stream.to(self.model.cfg.device, self.model.cfg.dtype), *args).to(stream)
+
     def _batched(self, stream: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """A stream with its batch and position axes, where the cache has dropped them."""
         stream = stream if self.has_batch_dim else stream.unsqueeze(0)
@@ -439,8 +460,10 @@ class ActivationCache(CachedRun):
 
     def _sequences(self, batch_slice: Window, has_batch_dim: bool) -> Slice:
         sequences = as_slice(batch_slice)
-        if not sequences.selects_all and not (has_batch_dim and self.has_batch_dim):
-            raise InputError("batch_slice chooses sequences, and there is no batch axis to choose along")
+        if not sequences.selects_all and not self.has_batch_dim:
+            raise InputError("batch_slice chooses sequences, and this cache has no batch axis to choose along")
+        if self.has_batch_dim and not has_batch_dim and not sequences.drops_axis:
+            raise InputError("the stack has no batch axis, and the cache has one: say with batch_slice=index which sequence")
         return sequences
 
     def _sliced(self, rows: Float[Tensor, "batch *some"], window: Slice, sequences: Slice) -> Tensor:
@@ -451,6 +474,14 @@ class ActivationCache(CachedRun):
         elif not window.selects_all:
             rows = window.apply(rows, 1)
         return sequences.apply(rows) if self.has_batch_dim else rows[0]
+
+
+def _check_rows(stack: Stack, rows: torch.Size) -> None:
+    if stack.shape[1:-1] != rows:
+        raise InputError(
+            f"the stack has rows of shape {list(stack.shape[1:-1])}, and the cache at this pos_slice and batch_slice has "
+            f"{list(rows)}: give the slices that the stack was made with"
+        )
 
 
 def _labelled(stack: Tensor, labels: list[str], return_labels: bool) -> Any:

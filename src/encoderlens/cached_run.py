@@ -1,5 +1,7 @@
 """CachedRun: the activations of one run as a mapping, which can be moved, sliced, saved and loaded."""
 
+import copy
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from encoderlens.errors import HookNameError, InputError
 from encoderlens.names import act_name, did_you_mean
@@ -21,6 +24,8 @@ log = logging.getLogger("encoderlens")
 Window = Slice | SliceInput
 AnyCache = TypeVar("AnyCache", bound="CachedRun")
 _BESIDE = ("tokens", "mask", "positions", "frame_times")  # what a file holds beside activations
+_ABOUT = "encoderlens_cache"  # the metadata of a file that holds a cache
+_SIZES = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp")  # what a file and its model must agree on
 
 
 class CachedRun(Mapping[str, Tensor]):
@@ -63,8 +68,8 @@ class CachedRun(Mapping[str, Tensor]):
         """The hook name that a key stands for."""
         if isinstance(key, str):
             return key if key in self.cache_dict else act_name(key)
-        if not isinstance(key, tuple) or not key or not isinstance(key[0], str):
-            raise HookNameError(f"a cache's key is a hook name, or a tuple (short name, layer), not {key!r}")
+        if not isinstance(key, tuple) or not 1 <= len(key) <= 3 or not isinstance(key[0], str):
+            raise HookNameError(f"a cache's key is a hook name, or a tuple (short name, layer, norm), not {key!r}")
         name, *rest = key
         if rest and isinstance(rest[0], int) and rest[0] < 0:
             rest[0] += self.model.cfg.n_layers
@@ -95,7 +100,7 @@ class CachedRun(Mapping[str, Tensor]):
     @property
     def nbytes(self) -> int:
         """The memory that the tensors hold, storage that several share counted once."""
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in self.values()}
+        storages = {StorageWeakRef(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in self.values()}
         return sum(storages.values())
 
     def toggle_autodiff(self, mode: bool = False) -> None:
@@ -138,7 +143,7 @@ class CachedRun(Mapping[str, Tensor]):
         window = as_slice(batch_slice)
         if not self.has_batch_dim:
             raise InputError("this cache has no batch axis to slice")
-        chosen = type(self)(self.cache_dict, self.model, True, self.tokens, self.mask, self.positions, self.frame_times)
+        chosen = copy.copy(self)
         chosen._map(lambda tensor: window.apply(tensor).clone())
         chosen.has_batch_dim = not window.drops_axis
         return chosen
@@ -157,12 +162,18 @@ class CachedRun(Mapping[str, Tensor]):
         """
         beside = {name: getattr(self, name) for name in _BESIDE if getattr(self, name) is not None}
         tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in self.items()}
-        metadata = {"model": str(self.model.cfg.model_name), "has_batch_dim": str(self.has_batch_dim)}
+        about = {
+            "model": self.model.cfg.model_name,
+            "sizes": _sizes(self.model),
+            "has_batch_dim": self.has_batch_dim,
+            "names": list(self),
+        }
         partial = Path(f"{path}.partial")
         try:
-            save_file(tensors | {name: tensor.contiguous() for name, tensor in beside.items()}, partial, metadata=metadata)
+            tensors |= {name: tensor.contiguous() for name, tensor in beside.items()}
+            save_file(tensors, partial, {_ABOUT: json.dumps(about)})
             os.replace(partial, path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: tensors on the meta device
             partial.unlink(missing_ok=True)
             raise InputError(f"the cache cannot be written to {path}: {error}") from error
 
@@ -172,24 +183,36 @@ class CachedRun(Mapping[str, Tensor]):
 
         Args:
             path: the file.
-            model: the model that ran; its hook points must be those of the file.
+            model: the model that ran; its sizes and hook points must be those of the file.
 
         Raises:
             InputError: for a file that is not there, is no cache, or belongs to another model.
         """
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+                about = _checked(file, path, model)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read as a cache: {error}") from error
-        beside = {name: tensors.pop(name) for name in _BESIDE if name in tensors}
-        strange = [name for name in tensors if name.removesuffix("_grad") not in model.hook_dict]
-        if strange or "has_batch_dim" not in metadata:
-            what = f"{strange[0]!r}, which is no hook point of this model" if strange else "no mark of a cache"
-            raise InputError(f"{path} is of the model {metadata.get('model', '?')!r} and has {what}: give the model that ran")
-        ordered = {name: tensors[name] for hook in model.hook_dict for name in (hook, f"{hook}_grad") if name in tensors}
-        return cls(ordered, model, metadata["has_batch_dim"] == "True", **beside)
+        beside = {name: tensors[name] for name in _BESIDE if name in tensors}
+        return cls({name: tensors[name] for name in about["names"]}, model, about["has_batch_dim"], **beside)
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    return {name: getattr(model.cfg, name) for name in _SIZES}
+
+
+def _checked(file: Any, path: Path | str, model: Any) -> dict[str, Any]:
+    """What a file says of the cache in it, if it is one, and of a run of this model."""
+    about = json.loads((file.metadata() or {}).get(_ABOUT, "null"))
+    if about is None:
+        raise InputError(f"{path} holds no cache: it was not written by a cache's save")
+    ours, theirs = _sizes(model), about["sizes"]
+    different = [f"{name} {theirs[name]}, not {ours[name]}" for name in _SIZES if theirs[name] != ours[name]]
+    different += [f"a hook point {name!r}" for name in about["names"] if name.removesuffix("_grad") not in model.hook_dict][:1]
+    if different:
+        raise InputError(f"{path} is of another model, {about['model']!r}: it has {', '.join(different)}")
+    return about
 
 
 def as_slice(value: Window) -> Slice:

@@ -78,7 +78,7 @@ class CarriedRows:
         return self.path if self.reads is None else [*self.path, Norm(self.reads)]
 
     def blocks(self) -> Iterator[RowBlock]:
-        """Every row, in the order of the path. Nothing is computed yet."""
+        """Every row, in the order of the path; none is made yet."""
         for step, carry in zip(self._steps, carries(self._steps, self.activation), strict=True):
             if isinstance(step, Norm):
                 yield self._bias(step, carry, step.label, step.norm.b)

@@ -21,7 +21,7 @@ from encoderlens.hook_points import HookPoint
 from encoderlens.hooked_root_module import HookedRootModule
 from encoderlens.names import block_of, did_you_mean, head_label
 from encoderlens.sequence import Sequence
-from encoderlens.shapes import Resid
+from encoderlens.shapes import Stream
 from encoderlens.weights import LoadReport
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
@@ -249,7 +249,7 @@ class Encoder(HookedRootModule):
         blocks = self._layers()
         return self.ln_final if layer == len(blocks) else blocks[layer].norm_in_front(mlp_input)
 
-    def as_final(self, resid: Resid, layer: int, mlp_input: bool = False) -> Resid:
+    def as_final(self, resid: Stream, layer: int, mlp_input: bool = False) -> Stream:
         """A stream from inside as a head would read it if nothing more were written: the norms, without the sublayers."""
         settled = self._layers()[layer].settled(resid) if mlp_input else resid
         return settled if self.ln_final is None else self.ln_final(settled)

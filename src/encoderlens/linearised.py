@@ -35,8 +35,11 @@ class Carry:
     """The linear map ``v -> v @ matrix / scale`` from a place on the residual path to a later one.
 
     Attributes:
-        matrix: the linear parts of the norms on the way, at a scale of one; None for none.
-        scale: the product of their scales [... 1]; None for none.
+        matrix: the linear parts of the norms on the way, up to a factor; None for none.
+        scale: the product of their scales [... 1], up to the same factor; None for none.
+
+    The factor keeps the largest entry of the matrix at one: over many norms of small (or large) weights, the products of
+    weights and of scales would each leave the range of float32, though their ratio does not.
     """
 
     matrix: Float[Tensor, "d_model d_model"] | None = None
@@ -44,7 +47,10 @@ class Carry:
 
     def before(self, norm: Norm, scale: Float[Tensor, "*rows 1"]) -> "Carry":
         """The same map with a norm, and its scale, in front."""
-        return Carry(norm.norm.in_front_of(self.matrix), scale if self.scale is None else self.scale * scale)
+        matrix = norm.norm.in_front_of(self.matrix).to(scale.device)
+        scale = scale.to(torch.promote_types(scale.dtype, matrix.dtype))
+        size = matrix.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
+        return Carry(matrix / size, (scale if self.scale is None else self.scale * scale) / size)
 
     def __call__(self, vectors: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*rows d_model"]:
         """Carry vectors, or one vector that is added at every position."""
@@ -52,7 +58,7 @@ class Carry:
 
     def weights(self, weights: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some d_model"]:
         """What parts write with, so that they write the carried vector, up to the scale."""
-        return weights if self.matrix is None else weights.to(self.matrix.dtype) @ self.matrix
+        return weights if self.matrix is None else weights.to(self.matrix) @ self.matrix
 
     def scaled(self, vectors: Float[Tensor, "*some out"]) -> Float[Tensor, "*rows out"]:
         return vectors if self.scale is None else vectors / self.scale

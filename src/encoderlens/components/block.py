@@ -13,7 +13,7 @@ from encoderlens.components.norm import LayerNorm
 from encoderlens.components.residual import Norm, Step, WriteOfParts
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
-from encoderlens.shapes import Resid
+from encoderlens.shapes import Resid, Stream
 
 
 class Block(nn.Module, ABC):
@@ -50,7 +50,7 @@ class Block(nn.Module, ABC):
         """Where the block's output passes."""
 
     @abstractmethod
-    def settled(self, resid_mid: Resid) -> Resid:
+    def settled(self, resid_mid: Stream) -> Stream:
         """The stream at ``hook_resid_mid``, with the norms that a stream between blocks has passed."""
 
     @abstractmethod
@@ -111,7 +111,7 @@ class PostLNBlock(Block):
     def out_point(self) -> HookPoint:
         return self.hook_normalized_resid_post
 
-    def settled(self, resid_mid: Resid) -> Resid:
+    def settled(self, resid_mid: Stream) -> Stream:
         return self.ln1(resid_mid)
 
     def norm_in_front(self, mlp_input: bool) -> LayerNorm | None:
@@ -157,7 +157,7 @@ class PreLNBlock(Block):
     def out_point(self) -> HookPoint:
         return self.hook_resid_post
 
-    def settled(self, resid_mid: Resid) -> Resid:
+    def settled(self, resid_mid: Stream) -> Stream:
         return resid_mid
 
     def norm_in_front(self, mlp_input: bool) -> LayerNorm | None:

@@ -32,11 +32,11 @@ class LayerNorm(Freezable):
         return torch.addcmul(self.b, self._normalized(wide), self.w).to(x.dtype)
 
     def in_front_of(self, matrix: Float[Tensor, "d_model out"] | None) -> Float[Tensor, "d_model out"]:
-        """The matrix of this norm's linear part at a scale of one, times ``matrix`` (None: the identity), in float32 or wider:
-        ``x @ result`` is ``((x - mean(x)) * w) @ matrix``.
+        """The matrix of this norm's linear part at a scale of one, times ``matrix`` (None: the identity), in float32 or wider,
+        on the matrix's device: ``x @ result`` is ``((x - mean(x)) * w) @ matrix``.
         """
         w = self.w.detach().to(torch.promote_types(self.w.dtype, torch.float32))
-        weighted = w.diag() if matrix is None else w[:, None] * matrix
+        weighted = w.diag() if matrix is None else w.to(matrix.device)[:, None] * matrix
         return weighted - weighted.mean(0)
 
     def _normalized(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
