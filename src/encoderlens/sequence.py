@@ -23,6 +23,15 @@ class Sequence:
     pos: int
     mask: Bool[Tensor, "batch pos"] | None = None
 
+    def part(self, rows: slice) -> "Sequence":
+        """Some of its sequences, copied, without positions at the end that are padding in all of them."""
+        if self.mask is None:
+            return Sequence(len(range(self.batch)[rows]), self.pos)
+        mask = self.mask[rows]
+        pos = int(mask.any(0).nonzero().max()) + 1
+        mask = mask[:, :pos].clone()
+        return Sequence(len(mask), pos, None if bool(mask.all()) else mask)
+
     @property
     def key_mask(self) -> Bool[Tensor, "batch 1 1 pos"] | None:
         """True where a key may be attended to, broadcast over heads and queries; None when all may."""

@@ -43,6 +43,15 @@ class TextBatch(TextContext):
             raise InputError("predictions need the tokens, which a run from start_at_layer does not have; take the logits")
         return self.token_ids
 
+    def part(self, rows: slice) -> "TextBatch":
+        """Some of its sequences, copied, so that they can take part in gradients also when it came from inference mode."""
+        sequence = self.sequence.part(rows)
+        tokens, types = (
+            None if beside is None else beside[rows, : sequence.pos].clone() for beside in (self.token_ids, self.token_type_ids)
+        )
+        texts = None if self.texts is None else self.texts[rows]
+        return TextBatch(tokens, types, sequence, self.single, texts, self.tokenizer)
+
     @property
     def mask_token_id(self) -> int:
         tokenizer = require_tokenizer(self.tokenizer, "predictions")

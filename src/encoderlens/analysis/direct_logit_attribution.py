@@ -39,6 +39,7 @@ class DirectLogitAttribution(AdditiveResult):
         return f"Direct logit attribution: {''.join(named)}"
 
 
+@torch.inference_mode(False)  # which gradients need
 def direct_logit_attribution(
     model: HookedEncoder,
     inputs: Any,
@@ -57,7 +58,8 @@ def direct_logit_attribution(
 
     Args:
         model: a model in eval mode.
-        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos].
+        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos]; or what
+            ``model.prepare`` made of any of these, as token ids with a mask or token types.
         target: which logit of the task's head: a token id or string, a class or its name; one for all, or a list, one each.
         position: where: a position for all, or a list, one each. By default that of the one mask token.
         baseline: subtract this logit: as ``target``.
@@ -69,24 +71,23 @@ def direct_logit_attribution(
 
     Raises:
         InputError: for a target or position that is not there.
-        TaskError: for a model without heads.
+        TaskError: for a model without heads (``model.use_task`` chooses among several).
         AnalysisError: for a model in training mode.
     """
-    head, examples = task_head(model), Examples(model, inputs, batch_size)
+    head, examples = task_head(model), Examples.of(model, inputs, batch_size)
     outputs = {"target": target} if baseline is None else {"target": target, "baseline": baseline}
     indices = {
         what: [head.output_index(one, model.tokenizer) for one in examples.each(wanted, what)]
         for what, wanted in outputs.items()
     }
     names = {what: tuple(head.output_name(index, model.tokenizer) for index in these) for what, these in indices.items()}
-    places = examples.each(position, "position")
+    at = _positions(head, examples, position)
     split = ("H", "N") if neurons else ("H",)
-    parts, positions = [], []
+    parts = []
     for chosen, batch in examples.batches():
-        at = _positions(head, batch, places[chosen])
+        here = None if at is None else at[chosen]
         scored = [torch.tensor(these[chosen], device=model.cfg.device) for these in indices.values()]
-        parts.append(direct_rows(model, head, lambda b=batch, a=at, s=scored: _score(model, b, a, s), split))
-        positions += [] if at is None else at.flatten().tolist()
+        parts.append(direct_rows(model, head, lambda b=batch, h=here, s=scored: _score(model, b, h, s), split))
     values, total = torch.cat([part.values for part in parts], 1), torch.cat([part.total for part in parts])
     axes = (COMPONENT,) if examples.single else (COMPONENT, EXAMPLE)
     labels = {COMPONENT: parts[0].labels, EXAMPLE: examples.labels}
@@ -98,18 +99,18 @@ def direct_logit_attribution(
         task=head.task,
         target=names["target"],
         baseline=names.get("baseline"),
-        positions=tuple(positions) if head.per_position else None,
+        positions=None if at is None else tuple(at.flatten().tolist()),
     )
 
 
-def _positions(head: Head, batch: TextBatch, places: list[Any]) -> Int[Tensor, "batch 1"] | None:
+def _positions(head: Head, examples: Examples, position: Any) -> Int[Tensor, "example 1"] | None:
     if not head.per_position:
-        if any(place is not None for place in places):
+        if position is not None:
             raise InputError(f"the {head.task} head has one row a sequence: leave position out")
         return None
-    if all(place is None for place in places):
-        return head.default_positions(batch).unsqueeze(1)
-    return checked_positions(places, batch)
+    if position is None:
+        return head.default_positions(examples.whole).unsqueeze(1)
+    return checked_positions([[place] for place in examples.each(position, "position")], examples.whole)
 
 
 def _score(

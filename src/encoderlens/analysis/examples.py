@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -11,91 +12,110 @@ from torch import Tensor
 from encoderlens.components.heads import Head
 from encoderlens.errors import InputError, TaskError
 from encoderlens.hooked_encoder import HookedEncoder
-from encoderlens.text_input import TextBatch, as_texts, is_text
+from encoderlens.text_input import TextBatch
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs, of which a bare text or one row of tokens is one example, and anything else a data set.
+    """Checked inputs, of which a bare text or one row of tokens is one example, and anything else a data set.
 
     Attributes:
-        model: the model that will run.
-        inputs: a text or pair, token ids [pos], or several: a list of texts or pairs, or token ids [batch pos].
+        whole: all of them.
         batch_size: how many run at a time.
     """
 
-    model: HookedEncoder
-    inputs: Any
+    whole: TextBatch
     batch_size: int
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size!r}; it is a whole number from 1")
+    @classmethod
+    def of(cls, model: HookedEncoder, inputs: Any, batch_size: Any) -> "Examples":
+        """Of whatever the model can read.
+
+        Raises:
+            InputError, TokenizerMissingError: as ``HookedEncoder.prepare``; for a batch size below 1.
+        """
+        return cls(model.prepare(inputs), count_from_1(batch_size, "batch_size"))
 
     @property
     def single(self) -> bool:
         """Whether the input is one example, so that results have no axis of examples."""
-        return as_texts(self.inputs)[1] if is_text(self.inputs) else isinstance(self.inputs, Tensor) and self.inputs.ndim == 1
+        return self.whole.single
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Each text, or the number of each row of tokens."""
-        if not is_text(self.inputs):
+        if self.whole.texts is None:
             return tuple(map(str, range(len(self))))
-        return tuple(text if isinstance(text, str) else " | ".join(text) for text in as_texts(self.inputs)[0])
+        return tuple(text if isinstance(text, str) else " | ".join(text) for text in self.whole.texts)
 
     def __len__(self) -> int:
-        if is_text(self.inputs):
-            return len(as_texts(self.inputs)[0])
-        return 1 if self.single or not isinstance(self.inputs, Tensor) else len(self.inputs)
+        return self.whole.sequence.batch
 
     def batches(self) -> Iterator[tuple[slice, TextBatch]]:
-        """Which examples, and the batch that they are. The batches can take part in gradients, also in inference mode."""
-        rows = as_texts(self.inputs)[0] if is_text(self.inputs) else self.inputs
-        rows = rows.unsqueeze(0) if isinstance(rows, Tensor) and self.single else rows
+        """Which examples, and the batch that they are."""
         for start in range(0, len(self), self.batch_size):
             chosen = slice(start, start + self.batch_size)
-            with torch.inference_mode(False):
-                part = rows[chosen].clone() if isinstance(rows, Tensor) else rows[chosen]
-                yield chosen, self.model.prepare(part)
+            yield chosen, self.whole.part(chosen)
 
     def each(self, value: Any, what: str) -> list[Any]:
-        """A value for each example: one that is for all, or a list, tuple or tensor [example] with one each.
+        """A value for each example: one that is for all, or a list, tuple, array or tensor [example] with one each.
 
         Raises:
             InputError: for a list of another length.
         """
-        if isinstance(value, Tensor):
-            value = value.tolist()
-        if not isinstance(value, list | tuple):
+        value = plain(value)
+        if not isinstance(value, list):
             return [value] * len(self)
         if len(value) != len(self):
-            raise InputError(f"there are {len(value)} {what}s for {len(self)} examples; give one for all, or one each")
-        return list(value)
+            raise InputError(f"{what} has {len(value)} entries for {len(self)} examples; give one for all, or one each")
+        return value
+
+
+def plain(value: Any) -> Any:
+    """A tensor or an array as Python numbers, and what can be counted through as a list; anything else as it is."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple | range) else value
+
+
+def count_from_1(value: Any, name: str) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}={value!r}; it is a whole number from 1")
+    return value
 
 
 def task_head(model: HookedEncoder) -> Head:
     """The head of the model's task.
 
     Raises:
-        TaskError: for a model without heads.
+        TaskError: for a model without heads, or without a task.
     """
     if model.task is None:
-        raise TaskError("this analysis reads logits, and the model has no head")
+        remedy = f"set model.task to one of its heads: {model.head_names()}" if model.heads else "it was loaded without heads"
+        raise TaskError(f"this analysis reads the logits of a head, and the model has no task; {remedy}")
     return model.heads[model.task]
 
 
-def checked_positions(positions: list[Any], batch: TextBatch) -> Int[Tensor, "batch k"]:
-    """Positions, a list or one for each sequence, as a tensor.
+def checked_positions(rows: list[list[Any]], batch: TextBatch) -> Int[Tensor, "batch k"]:
+    """Positions of each sequence as a tensor.
 
     Raises:
         InputError: for anything but whole numbers at real positions.
     """
-    rows = [row if isinstance(row, list) else [row] for row in positions]
     for index, row in enumerate(rows):
         for position in row:
             if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position < batch.sequence.pos:
-                raise InputError(f"position {position!r} of sequence {index}: positions run from 0 to {batch.sequence.pos - 1}")
-            if batch.sequence.mask is not None and not batch.sequence.mask[index, position]:
-                raise InputError(f"position {position} of sequence {index} is padding")
-    return torch.tensor(rows, device=batch.tokens.device)
+                last = batch.sequence.pos - 1
+                raise InputError(f"there is no position {position!r} in sequence {index}: positions run from 0 to {last}")
+    at = torch.tensor(rows, device=batch.tokens.device)
+    if batch.sequence.mask is not None:
+        padding = (~batch.sequence.mask.gather(1, at)).nonzero()
+        if len(padding):
+            index, place = padding[0].tolist()
+            raise InputError(f"position {rows[index][place]} of sequence {index} is padding")
+    return at

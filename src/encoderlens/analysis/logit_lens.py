@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from encoderlens.analysis.examples import Examples, checked_positions, task_head
+from encoderlens.analysis.examples import Examples, checked_positions, count_from_1, plain, task_head
 from encoderlens.analysis.result import EXAMPLE, Result
 from encoderlens.components.heads import Head
 from encoderlens.errors import InputError
@@ -28,26 +28,38 @@ class LogitLens(Result):
         task: the head that the streams were read with.
         ids: the index of each output, in the shape of ``values``; -1 where an example is shorter than the longest.
         names: what the outputs stand for, by their index.
+        measure: what ``values`` are: "probability", or "value" of a regression.
     """
 
     task: str
     ids: Tensor
     names: dict[int, str]
+    measure: str
 
     @property
     def title(self) -> str:
         return "Logit lens"
 
     def table(self, k: int = 10) -> Table:
-        """A row a point of the stream and a column a position (and example), of which the first k are shown."""
-        ids, values, columns = self.ids.flatten(1, -2), self.values.flatten(1, -2), self._columns_of_table()
-        shown = "" if len(columns) <= k else f"the first {k} of {len(columns)} columns"
-        table = Table(title=self.title, caption=shown or None, min_width=max(len(self.title), len(shown)))
-        for name in ("stream", *columns[:k]):
-            table.add_column(Text(name))
-        for label, row_ids, row_values in zip(self.labels["stream"], ids, values, strict=True):
-            cells = [self._cell(*cell) for cell in zip(row_ids.tolist()[:k], row_values.tolist()[:k], strict=True)]
-            table.add_row(Text(label), *map(Text, cells))
+        """A row a point of the stream and a column a position (and example): the first k columns, with as many of the best
+        outputs as fit.
+
+        Raises:
+            InputError: for a k below 1.
+        """
+        columns, (streams, kept) = self._columns_of_table(), (len(self.values), self.values.shape[-1])
+        shown = min(count_from_1(k, "k"), len(columns))
+        ranks = kept if shown == 1 else min(kept, max(1, 6 // shown))
+        left_out = [f"the best of {kept} outputs" if ranks == 1 else f"the best {ranks} of {kept} outputs"] * (ranks < kept)
+        left_out += [f"the first {shown} of {len(columns)} columns"] * (shown < len(columns))
+        caption = "; ".join(left_out)
+        table = Table(title=self.title, caption=caption or None, min_width=max(len(self.title), len(caption)))
+        table.add_column("stream", no_wrap=True)
+        for name in columns[:shown]:
+            table.add_column(Text(name), overflow="fold")
+        ids, values = (part.reshape(streams, -1, kept)[:, :shown, :ranks].tolist() for part in (self.ids, self.values))
+        for label, *row in zip(self.labels["stream"], ids, values, strict=True):
+            table.add_row(Text(label), *(Text(self._cell(*cell)) for cell in zip(*row, strict=True)))
         return table
 
     def _columns_of_table(self) -> list[str]:
@@ -56,9 +68,10 @@ class LogitLens(Result):
             columns = [f"{column}  {label}".strip() for column in columns for label in self.labels[axis]]
         return columns
 
-    def _cell(self, ids: list[int], probabilities: list[float]) -> str:
-        pairs = zip(ids, probabilities, strict=True)
-        return "  ".join(f"{self.names[index]} {probability:.0%}" for index, probability in pairs if index >= 0)
+    def _cell(self, ids: list[int], values: list[float]) -> str:
+        form = ".0%" if self.measure == "probability" else ".4g"
+        pairs = zip(ids, values, strict=True)
+        return "  ".join(f"{self.names[index]} {value:{form}}" for index, value in pairs if index >= 0)
 
 
 def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: int = 5, *, batch_size: int = 32) -> LogitLens:
@@ -70,7 +83,8 @@ def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: 
 
     Args:
         model: a model in eval mode.
-        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos].
+        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos]; or what
+            ``model.prepare`` made of any of these, as token ids with a mask or token types.
         positions: a position, or a list of them, in every example; all by default. A head with one row a sequence takes none.
         top_k: how many outputs to keep.
         batch_size: how many examples run at a time.
@@ -82,18 +96,15 @@ def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: 
 
     Raises:
         InputError: for a position that is not there, or ``top_k`` below 1.
-        TaskError: for a model without heads.
+        TaskError: for a model without heads (``model.use_task`` chooses among several).
         AnalysisError: for a model in training mode.
     """
-    head, examples = task_head(model), Examples(model, inputs, batch_size)
+    head, examples = task_head(model), Examples.of(model, inputs, batch_size)
     require_eval(model)
-    if not isinstance(top_k, int) or top_k < 1:
-        raise InputError(f"top_k={top_k!r}; it is a whole number from 1")
-    if positions is not None and not head.per_position:
-        raise InputError(f"the {head.task} head has one row a sequence: leave positions out")
-    wanted = None if positions is None else [positions] if isinstance(positions, int) else list(positions)
+    top_k, wanted = count_from_1(top_k, "top_k"), _wanted(head, positions)
+    at = None if wanted is None else checked_positions([wanted] * len(examples), examples.whole)
     with torch.no_grad():
-        read = [_read(model, head, batch, wanted, top_k) for _, batch in examples.batches()]
+        read = [_read(model, head, batch, None if at is None else at[chosen], top_k) for chosen, batch in examples.batches()]
     longest = max(values.shape[2] for values, _ in read)
     values = torch.cat([_padded(part, longest, torch.nan) for part, _ in read], 1)
     ids = torch.cat([_padded(part, longest, -1) for _, part in read], 1)
@@ -117,7 +128,20 @@ def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: 
         task=head.task,
         ids=ids,
         names={index: head.output_name(index, model.tokenizer) for index in found},
+        measure=head.measure,
     )
+
+
+def _wanted(head: Head, positions: Any) -> list[Any] | None:
+    if positions is None:
+        return None
+    if not head.per_position:
+        raise InputError(f"the {head.task} head has one row a sequence: leave positions out")
+    positions = plain(positions)
+    wanted = positions if isinstance(positions, list) else [positions]
+    if not wanted:
+        raise InputError("the list of positions is empty; leave positions out for all of them")
+    return wanted
 
 
 def _places(model: HookedEncoder) -> list[tuple[int, bool]]:
@@ -126,10 +150,9 @@ def _places(model: HookedEncoder) -> list[tuple[int, bool]]:
 
 
 def _read(
-    model: HookedEncoder, head: Head, batch: TextBatch, wanted: list[int] | None, top_k: int
+    model: HookedEncoder, head: Head, batch: TextBatch, at: Int[Tensor, "batch k"] | None, top_k: int
 ) -> tuple[Float[Tensor, "stream batch pos rank"], Int[Tensor, "stream batch pos rank"]]:
     """Probabilities and ids of the best outputs; of a head with one row a sequence at one position."""
-    at = None if wanted is None else checked_positions([wanted] * batch.sequence.batch, batch)
     places = _places(model)
     names = [str(model.stream_point(*place).name) for place in places]
     _, cache = model.run_with_cache(batch, None, names_filter=names)
@@ -145,7 +168,8 @@ def _read(
 def _best(probabilities: Float[Tensor, "batch *pos output"], top_k: int) -> tuple[Tensor, Tensor]:
     """Values and indices [batch pos rank] of the most probable outputs."""
     outputs = probabilities.shape[-1]
-    best = probabilities.reshape(len(probabilities), -1, outputs).float().topk(min(top_k, outputs))
+    rows = probabilities.reshape(len(probabilities), -1, outputs)
+    best = rows.to(torch.promote_types(rows.dtype, torch.float32)).topk(min(top_k, outputs))
     return best.values, best.indices
 
 
@@ -158,5 +182,5 @@ def _position_labels(model: HookedEncoder, examples: Examples, wanted: list[int]
     numbers = list(range(longest)) if wanted is None else wanted
     if not examples.single or model.tokenizer is None:
         return tuple(map(str, numbers))
-    tokens = model.tokens_to_str(examples.inputs)
+    tokens = model.tokens_to_str(examples.whole.tokens[0])
     return tuple(f"{number} {tokens[number]}" for number in numbers)

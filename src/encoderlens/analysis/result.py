@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -131,7 +132,7 @@ class Result:
         """
         places = _strongest(self._averages().flatten(), k)
         numbers = self._columns(places)
-        table = Table(title=self.title or None, min_width=len(self.title))  # the title on one line
+        table = Table(title=escape(self.title) or None, min_width=len(self.title))  # the title on one line
         for axis in self._kept:
             table.add_column(Text(axis), overflow="fold")
         for name in numbers:

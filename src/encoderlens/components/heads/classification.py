@@ -1,6 +1,6 @@
 """Heads that choose among named classes: next sentence, sequence and token classification."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,6 +83,10 @@ class SequenceClassificationHead(NamedOutputs):
         if self._regresses():
             return logits
         return logits.sigmoid() if self.problem_type == "multi_label_classification" else logits.softmax(-1)
+
+    @property
+    def measure(self) -> Literal["probability", "value"]:
+        return "value" if self._regresses() else "probability"
 
     def _regresses(self) -> bool:
         return self.problem_type == "regression" or (self.problem_type is None and len(self.labels) == 1)

@@ -6,7 +6,7 @@ two heads may share one. Nothing outside this folder asks which task a head is f
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -140,6 +140,11 @@ class Head(ABC):
     ) -> Float[Tensor, "batch *k output"]:
         """What its logits say as probabilities, at some positions (None: all) if it has logits for every position."""
         return self.forward(resid if at is None else at_positions(resid, at), sequence).softmax(-1)
+
+    @property
+    def measure(self) -> Literal["probability", "value"]:
+        """What ``probabilities`` gives."""
+        return "probability"
 
     def score(
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, targets: Int[Tensor, "batch *pos"]

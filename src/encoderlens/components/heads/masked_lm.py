@@ -42,27 +42,36 @@ class MaskedLMHead(Head):
         return (self.transform(resid) * rows).sum(-1) + bias
 
     def output_name(self, index: int, tokenizer: Any) -> str:
-        return str(index) if tokenizer is None else tokenizer.convert_ids_to_tokens(index)
+        name = None if tokenizer is None else tokenizer.convert_ids_to_tokens(index)
+        return str(index) if name is None else name  # a vocabulary may be padded beyond its tokenizer's
 
     def output_index(self, target: Any, tokenizer: Any) -> int:
         if not isinstance(target, str):
             return checked_index(target, len(self.unembed.bias), "token id")
         if tokenizer is None:
             raise TokenizerMissingError(f"the target {target!r} is a word, and this model has no tokenizer: give a token id")
-        ids = tokenizer.encode(target, add_special_tokens=False)
-        if target in tokenizer.get_vocab():  # also "##ing", which is not how a text begins
-            ids = [tokenizer.get_vocab()[target]]
+        ids = [tokenizer.convert_tokens_to_ids(target)]  # as it is: also "##ing", which is not how a text begins
+        if ids[0] in (None, tokenizer.unk_token_id) and target != tokenizer.unk_token:
+            ids = tokenizer.encode(target, add_special_tokens=False)
+            if not ids or tokenizer.unk_token_id in ids:
+                raise InputError(f"the tokenizer has no token for the target {target!r}; give another, or a token id")
         if len(ids) != 1:
-            pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
+            pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids))
             raise InputError(f"the target {target!r} is no single token: the tokenizer makes {pieces} of it; give one of these")
         return ids[0]
 
     def default_positions(self, text: TextContext) -> Tensor:
-        is_mask = text.tokens == text.mask_token_id
-        counts = is_mask.sum(1).tolist()
-        wrong = [row for row, count in enumerate(counts) if count != 1]
+        try:
+            is_mask = text.tokens == text.mask_token_id
+        except InputError as error:
+            raise InputError("without a tokenizer's mask token, say where with position=") from error
+        if text.sequence.mask is not None:
+            is_mask &= text.sequence.mask
+        wrong = (is_mask.sum(1) != 1).nonzero().flatten().tolist()
         if wrong:
-            raise InputError(f"sequence {wrong[0]} has {counts[wrong[0]]} mask tokens, not one: say where with position=")
+            places = is_mask[wrong[0]].nonzero().flatten().tolist()
+            found = f" (at {', '.join(map(str, places))})" if places else ""
+            raise InputError(f"sequence {wrong[0]} has {len(places)} mask tokens{found}, not one: say where with position=")
         return is_mask.int().argmax(1)
 
     def check_text(self, text: TextContext) -> None:
