@@ -403,6 +403,27 @@ def test_a_score_that_does_not_run_the_head_is_refused() -> None:
         direct_rows(model, model.heads["masked_lm"], lambda: model(batch["tokens"], "hidden").sum((1, 2)))
 
 
+@pytest.mark.parametrize("name", ["blocks.0.hook_attn_out", "blocks.1.attn.hook_result"])
+def test_an_edit_after_the_heads_is_refused(name: str) -> None:
+    model, batch = additive_model(), additive_batch()
+    with model.hooks([(name, lambda tensor, hook: tensor * 0.5)]):
+        with pytest.raises(AnalysisError, match=f"a hook edits {name}.*Edit blocks.*hook_z instead"):
+            rows_of(model, batch)
+        if name.endswith("attn_out"):
+            assert_complete(rows_of(model, batch, ()), 1e-5)
+    cache, fwd, _ = model.get_caching_hooks(name)
+    with model.hooks(fwd):
+        assert_complete(rows_of(model, batch), 1e-5)
+    assert name in cache
+
+
+def test_a_model_made_in_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        model = additive_model()
+    with pytest.raises(AnalysisError, match="load it outside"):
+        rows_of(model, additive_batch())
+
+
 def test_rows_do_not_depend_on_padding() -> None:
     model, batch = additive_model(task="next_sentence", dtype=torch.float64), additive_batch()
     padded = rows_of(model, batch).values

@@ -142,11 +142,14 @@ def direct_rows(
         split: which writers have a row a part and one for their bias: "H" for attention, "N" for MLPs. Others have one row.
 
     Raises:
-        AnalysisError: for a model in training mode, a head whose activation is not 0 at 0, a second run in ``score``, or a run
-            that does not reach the head.
+        AnalysisError: for a model in training mode or made in inference mode, a head whose activation is not 0 at 0, a second
+            run in ``score`` or one that does not reach the head, and hooks that edit what split writers write.
     """
     require_eval(model)
+    if next(model.parameters()).is_inference():
+        raise AnalysisError("the model was made inside torch.inference_mode(), so nothing in it has gradients: load it outside")
     path = model.residual_path() + ([] if model.ln_final is None else [Norm(model.ln_final)])
+    _refuse_edited_writes(path, split)
     taps = _Taps(path, head, split)
     with torch.inference_mode(False), torch.enable_grad(), freeze([model], ["ln"]), freeze(head.modules.values(), ["gain"]):
         with taps.on(model):
@@ -157,6 +160,17 @@ def direct_rows(
         rows += [_bias_row(label, bias, gradients[module]) for label, (module, bias) in head.biases().items()]
     labels = tuple(label for names, _ in rows for label in names)
     return DirectRows(labels, torch.cat([values for _, values in rows]), total.detach())
+
+
+def _refuse_edited_writes(path: list[Step], split: Collection[str]) -> None:
+    for step in path:
+        if isinstance(step, WriteOfParts) and step.writer.part in split:
+            for point in (step.point, *step.writer.after_parts):
+                if not all(isinstance(handle.user_hook, CachingHook) for handle in point.fwd_hooks):
+                    raise AnalysisError(
+                        f"a hook edits {point.name}, after the parts whose rows are asked for, so that they would not add up. "
+                        f"Edit {step.writer.parts_point.name} instead"
+                    )
 
 
 Rows = tuple[list[str], Float[Tensor, "some batch"]]

@@ -89,6 +89,10 @@ class Attention(Writer, Freezable):
         return self.hook_z
 
     @property
+    def after_parts(self) -> list[HookPoint]:
+        return [self.hook_result]
+
+    @property
     def out_weight(self) -> Float[Tensor, "head d_head d_model"]:
         return self.W_O
 

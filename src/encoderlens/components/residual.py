@@ -36,6 +36,11 @@ class Writer(Component, ABC):
         """Where the activations of the parts pass."""
 
     @property
+    def after_parts(self) -> list[HookPoint]:
+        """Hook points between the activations of the parts and the output."""
+        return []
+
+    @property
     @abstractmethod
     def out_weight(self) -> Float[Tensor, "part *d_part d_model"]:
         """What the parts write with."""
