@@ -604,9 +604,12 @@ def test_inside_a_context_of_hooks(model):
     assert rows["0_b_out"].all()
 
 
-def test_a_hook_that_changes_a_whole_write_shows_in_the_error(model):
-    with model.hooks([("blocks.1.hook_attn_out", lambda out, hook: out * 0)]):
-        assert direct_logit_attribution(model, TEXTS, "nurse").error > 1e-2
+def test_a_hook_that_changes_a_whole_write_is_refused(model):
+    with (
+        model.hooks([("blocks.1.hook_attn_out", lambda out, hook: out * 0)]),
+        pytest.raises(AnalysisError, match="a hook edits blocks.1.hook_attn_out"),
+    ):
+        direct_logit_attribution(model, TEXTS, "nurse")
 
 
 # The result

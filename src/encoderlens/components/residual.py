@@ -14,7 +14,7 @@ from torch import Tensor
 from encoderlens.components.linear import Component
 from encoderlens.components.norm import LayerNorm
 from encoderlens.hook_points import HookPoint
-from encoderlens.names import block_of, in_block, norm_label, part_label, write_label
+from encoderlens.names import in_block, norm_label, part_label, write_label
 
 
 class Writer(Component, ABC):
@@ -75,7 +75,7 @@ class Write:
     @property
     def in_embeddings(self) -> bool:
         """Whether it stands before the blocks."""
-        return block_of(self.name) is None
+        return self.name.startswith("embed.")
 
     @property
     def label(self) -> str:
@@ -108,7 +108,7 @@ class Norm:
     @property
     def in_embeddings(self) -> bool:
         """Whether it stands before the blocks."""
-        return self.label == "embed_ln_b"
+        return str(self.norm.hook_scale.name).startswith("embed.")
 
     @property
     def label(self) -> str:
