@@ -607,7 +607,7 @@ def test_inside_a_context_of_hooks(model):
 def test_a_hook_that_changes_a_whole_write_is_refused(model):
     with (
         model.hooks([("blocks.1.hook_attn_out", lambda out, hook: out * 0)]),
-        pytest.raises(AnalysisError, match="a hook edits blocks.1.hook_attn_out"),
+        pytest.raises(AnalysisError, match=r"a hook edits blocks\.1\.hook_attn_out"),
     ):
         direct_logit_attribution(model, TEXTS, "nurse")
 
