@@ -4,9 +4,10 @@ A part names the component that it becomes (``component``), and its fields are t
 choose parts; nothing else decides what a model looks like.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -20,6 +21,16 @@ class Part:
 
     component: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ("d_model",)
+    sizes: ClassVar[tuple[str, ...]] = ()  # fields that are positive whole numbers
+
+    def check(self) -> None:
+        """Refuse sizes that are none.
+
+        Raises:
+            ConfigError: with the field and its value.
+        """
+        for name in self.sizes:
+            _check_size(name, getattr(self, name))
 
     def arguments(self) -> dict[str, Any]:
         """The component's keyword arguments."""
@@ -38,6 +49,7 @@ class EmbeddingPart(Part):
 
     component = "Embed"
     takes = ("d_model", "pos_embed", "norm")
+    sizes = ("d_vocab", "n_token_types")
     d_vocab: int
     n_token_types: int = 2
     dropout: float = 0.0
@@ -49,12 +61,76 @@ class AbsolutePositionsPart(Part):
 
     component = "AbsolutePositions"
     positional_embedding_type: ClassVar[str] = "standard"
+    sizes = ("n_ctx",)
     n_ctx: int
+
+
+@dataclass(frozen=True)
+class FrontendPart(Part):
+    """Strided convolutions from the waveform to frames."""
+
+    component = "Frontend"
+    takes = ()
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+    bias: bool = False
+    norm: Literal["group", "layer"] = "group"
+    act_fn: str = "gelu"
+
+    @property
+    def stride(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(self.strides)
+
+    def n_frames(self, n_samples: int) -> int:
+        """How many frames a waveform has; none if it is shorter than the receptive field."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            n_samples = (n_samples - kernel) // stride + 1
+        return max(n_samples, 0)
+
+
+@dataclass(frozen=True)
+class ProjectionPart(Part):
+    """From frames to the stream; ``norm_eps`` None for no norm in front."""
+
+    component = "FeatureProjection"
+    sizes = ("d_in",)
+    d_in: int
+    norm_eps: float | None = 1e-5
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AudioEmbedPart(Part):
+    """Projected frames + positions, then a norm in post-LN encoders."""
+
+    component = "AudioEmbed"
+    takes = ("d_model", "pos_embed", "norm")
+    d_vocab: ClassVar[None] = None
+    n_token_types: ClassVar[None] = None
+    masks: bool = True
+    normed: bool = True
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ConvPositionsPart(Part):
+    """Positions from a convolution over neighbouring frames."""
+
+    component = "ConvPositions"
+    positional_embedding_type: ClassVar[str] = "convolution"
+    n_ctx: ClassVar[None] = None
+    sizes = ("kernel", "groups")
+    kernel: int = 128
+    groups: int = 16
+    act_fn: str = "gelu"
 
 
 @dataclass(frozen=True)
 class AttentionPart(Part):
     component = "Attention"
+    sizes = ("n_heads", "d_head")
     n_heads: int
     d_head: int
     dropout: float = 0.0
@@ -63,6 +139,7 @@ class AttentionPart(Part):
 @dataclass(frozen=True)
 class MLPPart(Part):
     component = "MLP"
+    sizes = ("d_mlp",)
     d_mlp: int
     act_fn: str = "gelu"
 
@@ -164,6 +241,7 @@ class EncoderConfig:
         family: the registry's name of its family.
         original_architecture: the Hugging Face class that it came from or would be saved as.
         heads: every head that it carries; the first is the default task.
+        frontend, projection: of encoders that read waveforms.
         model_name: the name or folder that it was loaded from.
     """
 
@@ -171,22 +249,25 @@ class EncoderConfig:
     original_architecture: str
     d_model: int
     n_layers: int
-    embed: EmbeddingPart
-    positions: AbsolutePositionsPart
+    embed: EmbeddingPart | AudioEmbedPart
+    positions: AbsolutePositionsPart | ConvPositionsPart
     attention: AttentionPart
     norm: LayerNormPart
     mlp: MLPPart
     block: BlockPart
     pooler: PoolerPart | None = None
     heads: tuple[HeadPart, ...] = ()
+    frontend: FrontendPart | None = None
+    projection: ProjectionPart | None = None
     initializer_range: float = 0.02
     model_name: str = "custom"
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_token_types"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a positive whole number")
+        for name in ("d_model", "n_layers"):
+            _check_size(name, getattr(self, name))
+        for value in (getattr(self, field.name) for field in fields(self)):
+            if isinstance(value, Part):
+                value.check()
         for name in ("eps", "initializer_range"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
@@ -216,19 +297,19 @@ class EncoderConfig:
         return self.norm.eps
 
     @property
-    def d_vocab(self) -> int:
+    def d_vocab(self) -> int | None:
         return self.embed.d_vocab
 
     @property
-    def d_vocab_out(self) -> int:
+    def d_vocab_out(self) -> int | None:
         return self.embed.d_vocab
 
     @property
-    def n_token_types(self) -> int:
+    def n_token_types(self) -> int | None:
         return self.embed.n_token_types
 
     @property
-    def n_ctx(self) -> int:
+    def n_ctx(self) -> int | None:
         return self.positions.n_ctx
 
     @property
@@ -246,6 +327,11 @@ class EncoderConfig:
     @property
     def attention_dir(self) -> str:
         return "bidirectional"
+
+
+def _check_size(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a positive whole number")
 
 
 _FACTS: dict[str, Callable[[nn.Module], Any]] = {

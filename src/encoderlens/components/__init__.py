@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from encoderlens.components.attention import Attention
+from encoderlens.components.audio_embed import AudioEmbed, ConvPositions
 from encoderlens.components.block import PostLNBlock, PreLNBlock
 from encoderlens.components.embed import AbsolutePositions, Embed
+from encoderlens.components.frontend import FeatureProjection, Frontend
 from encoderlens.components.heads import (
     Head,
     MaskedLMHead,
@@ -27,7 +29,11 @@ _COMPONENTS: dict[str, type] = {
     for component in (
         AbsolutePositions,
         Attention,
+        AudioEmbed,
+        ConvPositions,
         Embed,
+        FeatureProjection,
+        Frontend,
         GatedMLP,
         LayerNorm,
         MLP,

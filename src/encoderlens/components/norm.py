@@ -17,13 +17,13 @@ class LayerNorm(Freezable):
 
     quantity = "ln"
 
-    def __init__(self, d_model: int, eps: float) -> None:
+    def __init__(self, d_model: int, eps: float, width: str = "d_model") -> None:
         super().__init__()
         self.eps = eps
         self.w = nn.Parameter(torch.empty(d_model))
         self.b = nn.Parameter(torch.empty(d_model))
         self.hook_scale = HookPoint("batch pos 1")
-        self.hook_normalized = HookPoint("batch pos d_model")
+        self.hook_normalized = HookPoint(f"batch pos {width}")
 
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         if not (self.hook_scale.active or self.hook_normalized.active or self.frozen):

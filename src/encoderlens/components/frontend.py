@@ -1,0 +1,93 @@
+"""The front end of a speech encoder: strided convolutions from the waveform to frames, and their projection to the stream."""
+
+from collections.abc import Sequence as Items
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from encoderlens.components.activations import Activation
+from encoderlens.components.linear import Linear
+from encoderlens.components.norm import LayerNorm
+from encoderlens.hook_points import HookPoint
+
+ConvNorm = Literal["group", "layer", "none"]
+EPS = 1e-5  # of the front end's norms, in every checkpoint
+
+
+class ConvLayer(nn.Module):
+    """A convolution over time, a norm, an activation (Baevski et al. 2020).
+
+    Args:
+        norm: "group": one group a channel, so that statistics run over time, padding included; "layer": over the channels of
+            each frame; or "none".
+    """
+
+    def __init__(self, d_in: int, d_out: int, kernel: int, stride: int, bias: bool, norm: ConvNorm, act_fn: str) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.norm = kernel, stride, norm
+        self.weight = nn.Parameter(torch.empty(d_out, d_in, kernel))
+        self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
+        self.hook_conv = HookPoint("batch frame channel")
+        self.w = nn.Parameter(torch.empty(d_out)) if norm != "none" else None
+        self.b = nn.Parameter(torch.empty(d_out)) if norm != "none" else None
+        self.act_fn = Activation(act_fn)
+        self.hook_post = HookPoint("batch frame channel")
+
+    def forward(self, x: Float[Tensor, "batch channel_in time"]) -> Float[Tensor, "batch channel frame"]:
+        conv = self.hook_conv(F.conv1d(x, self.weight, self.bias, self.stride).mT).mT
+        return self.hook_post(self.act_fn(self._normalized(conv)).mT).mT
+
+    def _normalized(self, x: Float[Tensor, "batch channel frame"]) -> Float[Tensor, "batch channel frame"]:
+        if self.norm == "group":
+            return F.group_norm(x, x.shape[1], self.w, self.b, EPS)
+        if self.norm == "layer":
+            return F.layer_norm(x.mT, x.shape[1:2], self.w, self.b, EPS).mT
+        return x
+
+
+class Frontend(nn.ModuleList):
+    """Convolutions from the waveform to frames.
+
+    Args:
+        channels, kernels, strides: one entry a convolution.
+        bias: whether they have biases.
+        norm: "group": the first one has a group norm and the others none; "layer": each has a layer norm over channels.
+        act_fn: the activation after each.
+    """
+
+    def __init__(
+        self,
+        channels: Items[int],
+        kernels: Items[int],
+        strides: Items[int],
+        bias: bool,
+        norm: Literal["group", "layer"],
+        act_fn: str,
+    ) -> None:
+        norms: list[ConvNorm] = ["layer"] * len(channels) if norm == "layer" else ["group", *["none"] * (len(channels) - 1)]
+        sizes = zip((1, *channels), channels, kernels, strides, norms, strict=False)
+        super().__init__(ConvLayer(d_in, d_out, k, s, bias, norm, act_fn) for d_in, d_out, k, s, norm in sizes)
+
+    def forward(self, waves: Float[Tensor, "batch sample"]) -> Float[Tensor, "batch frame channel"]:
+        x = waves.unsqueeze(1)
+        for conv in self:
+            x = conv(x)
+        return x.mT
+
+
+class FeatureProjection(nn.Module):
+    """A LayerNorm over channels (in most checkpoints) and a linear layer, from frames to the stream."""
+
+    def __init__(self, d_in: int, norm_eps: float | None, dropout: float, d_model: int) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.ln = None if norm_eps is None else LayerNorm(d_in, norm_eps, "channel")
+        self.dense = Linear(d_in, d_model)
+        self.hook_out = HookPoint("batch pos d_model")
+
+    def forward(self, frames: Float[Tensor, "batch frame channel"]) -> Float[Tensor, "batch frame d_model"]:
+        normed = frames if self.ln is None else self.ln(frames)
+        return self.hook_out(F.dropout(self.dense(normed), self.dropout, self.training))
