@@ -31,7 +31,7 @@ class ConvPositions(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "d_model group kernel"]:
         """The convolution's weight, ``g v / |v|`` for each tap."""
-        return torch._weight_norm(self.v, self.g, 2)
+        return self.v * (self.g / torch.linalg.vector_norm(self.v, dim=(0, 1), keepdim=True))
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         conv = F.conv1d(x.mT, self.weight, self.bias, padding=self.kernel // 2, groups=self.groups)

@@ -67,7 +67,8 @@ class Frontend(nn.ModuleList):
         norm: Literal["group", "layer"],
         act_fn: str,
     ) -> None:
-        norms: list[ConvNorm] = ["layer"] * len(channels) if norm == "layer" else ["group", *["none"] * (len(channels) - 1)]
+        rest: ConvNorm = "layer" if norm == "layer" else "none"
+        norms = (norm, *(rest for _ in channels[1:]))
         sizes = zip((1, *channels), channels, kernels, strides, norms, strict=False)
         super().__init__(ConvLayer(d_in, d_out, k, s, bias, norm, act_fn) for d_in, d_out, k, s, norm in sizes)
 
