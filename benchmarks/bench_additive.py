@@ -34,7 +34,7 @@ def main() -> None:
     model = HookedEncoder(sizes, device="cpu").eval()
     tokens = torch.randint(model.cfg.d_vocab, (BATCH, POS))
     threads = f"{torch.get_num_threads()} threads, {options.pairs} pairs"
-    print(f"BERT-base, {BATCH} x {POS}, float32, {threads}, torch {torch.__version__}")
+    print(f"{'a tiny model' if options.tiny else 'BERT-base'}, {BATCH} x {POS}, float32, {threads}, torch {torch.__version__}")
     print_row("", "time", "in forward passes (quartiles)", widths=WIDTHS)
     for title, run in cases(model, tokens):
         if options.only in title:

@@ -1,5 +1,6 @@
 """A cache as a thing that is kept: moved, sliced, saved and loaded."""
 
+import copy
 import importlib.util
 import inspect
 import json
@@ -68,6 +69,14 @@ def test_to_moves_everything_and_changes_no_dtype(model: HookedEncoder) -> None:
     assert {tensor.device.type for tensor in after.values()} == {"meta"}
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in after.items()} == before
     assert run(model).to(torch.device("cpu"))["q", 0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", [torch.float64, "the moon", None])
+def test_to_takes_devices_only(cache: ActivationCache, device: Any, unchecked: None) -> None:
+    with pytest.raises(InputError, match="a cache moves to a device"):
+        cache.to(device)
+    assert cache.tokens is not None
+    assert cache.tokens.dtype == torch.int64
 
 
 def test_nbytes_is_what_the_tensors_weigh(model: HookedEncoder, cache: ActivationCache) -> None:
@@ -358,3 +367,14 @@ def test_the_mark_of_a_file_is_json(cache: ActivationCache, tmp_path: Path) -> N
     assert about["names"] == list(cache)
     assert about["has_batch_dim"] is True
     assert about["sizes"]["d_model"] == 14
+
+
+def test_a_file_does_not_load_for_a_model_with_other_weights(cache: ActivationCache, tmp_path: Path) -> None:
+    path, other = tmp_path / "run.safetensors", copy.deepcopy(cache.model)
+    cache.save(path)
+    assert_same_cache(ActivationCache.load(path, copy.deepcopy(cache.model).half()), cache)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    with pytest.raises(InputError, match=r"is of another model.*other weights"):
+        ActivationCache.load(path, other)

@@ -398,7 +398,7 @@ def test_apply_ln_to_stack_of_some_sequences(block: str, mlp: str) -> None:
 def test_a_stack_that_was_not_made_with_these_slices_is_refused() -> None:
     cache = run(additive_model("pre"))
     one = cache.decompose_resid(pos_slice=[3])
-    with pytest.raises(InputError, match=r"the stack has rows of shape \[3, 1\], and the cache .* has \[3, 11\]"):
+    with pytest.raises(InputError, match=r"the stack has rows of shape \[3, 1, 14\], and the cache .* has \[3, 11, 14\]"):
         cache.apply_ln_to_stack(one)
     with pytest.raises(InputError, match="which sequence"):
         cache.apply_ln_to_stack(one[:, 0], pos_slice=[3], has_batch_dim=False)
@@ -621,7 +621,7 @@ def test_directions_of_another_width_are_refused(shape: tuple[int, ...], uncheck
     cache = run(additive_model())
     onto = torch.ones(shape)
     for call in (cache.get_full_resid_decomposition, lambda **kw: cache.stack_neuron_results(1, **kw)):
-        with pytest.raises(InputError, match=r"project_output_onto has shape .*; one direction has \[14\], several \[14, n\]"):
+        with pytest.raises(InputError, match=r"project_output_onto has shape .*; one direction is a tensor \[14\]"):
             call(project_output_onto=onto)
     with pytest.raises(InputError, match="project_output_onto has shape"):
         cache.get_neuron_results(0, project_output_onto=onto)
@@ -773,3 +773,14 @@ def test_the_embedded_checkpoint_on_sentences() -> None:
         index = target if isinstance(target, int) else model.tokenizer.convert_tokens_to_ids(target)
         found = cache.logit_attrs(rows, target).sum(0) + cache.logit_constant(target)
         assert_parity(found, logits[..., index].detach(), real, 1e-5)
+
+
+def test_rows_are_made_a_bounded_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cached()
+    whole, labels = cache.get_full_resid_decomposition(return_labels=True)
+    monkeypatch.setattr("encoderlens.carried_rows.BLOCK_BYTES", 3 * whole[0].numel() * 4)
+    path = cache._rows(None, False, False, None, split=("H", "N"))
+    assert max(len(block.labels) for block in path.blocks()) == 3
+    again, same = cache.get_full_resid_decomposition(return_labels=True)
+    assert same == labels
+    torch.testing.assert_close(again, whole)

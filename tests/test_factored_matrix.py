@@ -562,3 +562,30 @@ def test_circuits_of_the_model(bert):
     assert bert.QK.shape == bert.OV.shape == (3, 5, 40, 40)
     assert bert.OV.mdim == 8
     assert math.isclose(bert.OV.norm()[layer, head].item(), bert.OV[layer, head].AB.norm().item(), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        (torch.tensor([[1, 2], [3, 4]]), torch.eye(2)),
+        (torch.eye(2), torch.eye(2, dtype=torch.complex64)),
+        ([[1.0]], torch.eye(1)),
+    ],
+)
+def test_factors_that_are_no_real_numbers_are_refused(factors):
+    with pytest.raises(InputError, match="factors are tensors of real floating-point numbers, not a"):
+        FactoredMatrix(*factors)
+
+
+def test_singular_values_can_be_differentiated_more_than_once():
+    A = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    factored = FactoredMatrix(A, torch.randn(3, 4, dtype=torch.float64))
+    first, second = (torch.autograd.grad(factored.S.sum(), A)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
+
+
+def test_another_dtype_on_either_side_is_refused():
+    factored, wide = FactoredMatrix(torch.ones(5, 2), torch.ones(2, 7)), torch.float64
+    for product in (lambda: factored @ torch.ones(7, dtype=wide), lambda: torch.ones(2, 5, dtype=wide) @ factored):
+        with pytest.raises(InputError, match="convert one of them"):
+            product()

@@ -163,9 +163,7 @@ def test_names_of_classes(task: str) -> None:
         cache.logit_attrs(rows, wrong)
 
 
-@pytest.mark.parametrize(
-    "target", [41, -1, 2.7, True, None, [1, 2, 3], torch.tensor(2.7), torch.tensor(True), torch.tensor(41)]
-)
+@pytest.mark.parametrize("target", [41, -1, 2.7, True, None, torch.tensor(2.7), torch.tensor(True), torch.tensor(41)])
 def test_targets_that_are_not_there(target: Any) -> None:
     _, cache, rows = known()
     with pytest.raises(InputError, match="is no token id of this head: a number from 0 to 40, or a name"):
@@ -255,10 +253,10 @@ def test_a_stack_of_one_sequence(block: str, mlp: str, task: str) -> None:
 
 def test_a_stack_of_other_positions_is_refused() -> None:
     _, cache, rows = known()
-    message = r"the stack has rows of shape \[3, 1\], and the cache at this pos_slice and batch_slice has \[3, 11\]"
+    message = r"the stack has rows of shape \[3, 1, 14\], and the cache at this pos_slice and batch_slice has \[3, 11, 14\]"
     with pytest.raises(InputError, match=message):
         cache.logit_attrs(rows[:, :, [3]], 1)
-    with pytest.raises(InputError, match=r"rows of shape \[3, 11\], .* has \[3, 2\]"):
+    with pytest.raises(InputError, match=r"rows of shape \[3, 11, 14\], .* has \[3, 2, 14\]"):
         cache.logit_attrs(rows, 1, pos_slice=[3, 4])
 
 
@@ -311,7 +309,7 @@ def test_without_a_head(tmp_path: Any) -> None:
     _, cache = model.run_with_cache(torch.arange(5)[None])
     rows = cache.decompose_resid()
     for call in (lambda: cache.logit_attrs(rows, 1), lambda: cache.logit_constant(1)):
-        with pytest.raises(TaskError, match="logits need a head, and this model has none"):
+        with pytest.raises(TaskError, match="the model has no task; it was loaded without heads"):
             call()
 
 
@@ -356,3 +354,19 @@ def test_inference_mode_and_no_graph(task: str, made: bool, read: bool) -> None:
     close(found[0].sum(0) + found[1], logits[..., 1] - logits[..., 0])
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(run(model)[0], logits)  # nothing stays frozen
+
+
+def test_hooks_on_the_head_are_not_part_of_it() -> None:
+    model, batch = additive_model(), additive_batch()
+    cache = model.run_with_cache(batch["tokens"], "logits", batch["types"], batch["mask"])[1]
+    stack = cache.decompose_resid()
+    expected = cache.logit_attrs(stack, 5), cache.logit_constant(5)
+    with model.hooks([("mlm_head.hook_post", lambda x, hook: x * 0)]):
+        torch.testing.assert_close((cache.logit_attrs(stack, 5), cache.logit_constant(5)), expected)
+
+
+def test_ids_may_be_a_list() -> None:
+    model, batch = additive_model(), additive_batch()
+    cache = model.run_with_cache(batch["tokens"], "logits", batch["types"], batch["mask"])[1]
+    stack = cache.decompose_resid()
+    torch.testing.assert_close(cache.logit_attrs(stack, [1, 2, 3]), cache.logit_attrs(stack, torch.tensor([1, 2, 3])))

@@ -11,7 +11,7 @@ from encoderlens.cached_run import CachedRun, Window, as_slice
 from encoderlens.carried_rows import CarriedRows, check_size
 from encoderlens.components.heads import Head, LinearHead
 from encoderlens.components.residual import Norm, Step
-from encoderlens.errors import InputError, TaskError
+from encoderlens.errors import InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.linearised import Carry, require_eval
 from encoderlens.names import stream_label
@@ -93,7 +93,8 @@ class ActivationCache(CachedRun):
         return_labels: bool = False,
     ) -> Any:
         """What the stream that enters ``layer`` is made of: embeddings, attention and MLP outputs, and on post-LN encoders the
-        LayerNorm biases, each carried there. With ``mode="all"`` and embeddings, the rows sum to the stream.
+        LayerNorm biases, each carried there. With ``mode="all"`` and embeddings, the rows sum to the stream: where hooks have
+        edited the stream itself, to all but what they added.
 
         Args:
             layer: where.
@@ -156,7 +157,7 @@ class ActivationCache(CachedRun):
         layer: int,
         neuron_slice: Window = None,
         pos_slice: Window = None,
-        project_output_onto: Float[Tensor, "d_model *out"] | None = None,
+        project_output_onto: Any = None,
     ) -> Float[Tensor, "..."]:
         """What each neuron of a layer wrote, where it wrote it: not carried further.
 
@@ -191,7 +192,7 @@ class ActivationCache(CachedRun):
         return_labels: bool = False,
         incl_remainder: bool = False,
         apply_ln: bool = False,
-        project_output_onto: Float[Tensor, "d_model *out"] | None = None,
+        project_output_onto: Any = None,
     ) -> Any:
         """What each neuron before ``layer`` wrote, carried there. Whole vectors are large: project them where that is enough.
 
@@ -225,7 +226,7 @@ class ActivationCache(CachedRun):
         apply_ln: bool = False,
         pos_slice: Window = None,
         return_labels: bool = False,
-        project_output_onto: Float[Tensor, "d_model *out"] | None = None,
+        project_output_onto: Any = None,
     ) -> Any:
         """All that the stream at ``layer`` is made of: heads, then neurons (or MLP outputs), embeddings, and every bias under
         its own label; each carried there. The rows sum to the stream, or with ``apply_ln`` to what is read there.
@@ -285,7 +286,7 @@ class ActivationCache(CachedRun):
             return self._run(norm, stack)
         scale = self._at(norm.hook_scale, as_slice(pos_slice))
         scale = scale if sequences.selects_all else sequences.apply(scale)
-        _check_rows(stack, scale.shape[:-1])
+        _check_rows(stack, (*scale.shape[:-1], self.model.cfg.d_model))
         return Carry().before(Norm(norm), scale)(stack).to(stack.dtype)
 
     # Logits
@@ -300,7 +301,7 @@ class ActivationCache(CachedRun):
         has_batch_dim: bool = True,
     ) -> Float[Tensor, "component ..."]:
         """What each row of a stack at the final stream adds to a logit of the model's task head, whose LayerNorm scale and
-        activation gain are held at their values in the run (the head's own hooks are not part of that).
+        activation gain are held at their values for the stream of the run. Hooks on the head are not part of that.
 
         For a full stack, ``logit_attrs(stack, tokens).sum(0) + logit_constant(tokens)`` is the logit.
 
@@ -324,7 +325,7 @@ class ActivationCache(CachedRun):
         head, linear = self._linear_head(tokens, incorrect_tokens, window)
         stack = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
         direction = self._sliced(linear.direction, window, sequences).to(stack)
-        _check_rows(stack, direction.shape[:-1])
+        _check_rows(stack, direction.shape)
         rows = (stack * direction).sum(-1)
         return rows if head.per_position else rows.sum(-1)
 
@@ -350,10 +351,8 @@ class ActivationCache(CachedRun):
     def _linear_head(self, tokens: Any, incorrect_tokens: Any, window: Slice) -> tuple[Head, LinearHead]:
         """The task's head around the final stream of the run, for every sequence and position in the cache."""
         model = self.model
-        if model.task is None:
-            raise TaskError("logits need a head, and this model has none")
         require_eval(model)
-        head = model.heads[model.task]
+        head = model.task_head()
         if not head.per_position and not window.selects_all:
             raise InputError(f"the {head.task} head reads a whole sequence: its rows need every position, without pos_slice")
         if not head.per_position and self.positions is not None:
@@ -363,14 +362,16 @@ class ActivationCache(CachedRun):
         sequence = Sequence(stream.shape[0], stream.shape[1], mask)
         read = stream if model.ln_final is None else self._run(model.ln_final, stream)
         shape = stream.shape[: 1 + head.per_position]
-        linear = head.linearise(read, sequence, self._targets(head, tokens, shape))
-        if incorrect_tokens is None:
-            return head, linear
-        other = head.linearise(read, sequence, self._targets(head, incorrect_tokens, shape))
+        with model.without_hooks():
+            linear = head.linearise(read, sequence, self._targets(head, tokens, shape))
+            if incorrect_tokens is None:
+                return head, linear
+            other = head.linearise(read, sequence, self._targets(head, incorrect_tokens, shape))
         return head, LinearHead(linear.direction - other.direction, linear.constant - other.constant)
 
     def _targets(self, head: Head, tokens: Any, shape: torch.Size) -> Int[Tensor, "batch *pos"]:
         model = self.model
+        tokens = torch.as_tensor(tokens) if isinstance(tokens, list | tuple) else tokens
         if not isinstance(tokens, Tensor) or tokens.ndim == 0:
             single = tokens.item() if isinstance(tokens, Tensor) else tokens
             return torch.full(shape, head.output_index(single, model.tokenizer), device=model.cfg.device)
@@ -406,7 +407,7 @@ class ActivationCache(CachedRun):
         apply_ln: bool,
         pos_slice: Window,
         split: Collection[str] = (),
-        onto: Float[Tensor, "d_model *out"] | None = None,
+        onto: Any = None,
         neurons: Slice | None = None,
     ) -> CarriedRows:
         require_eval(self.model)
@@ -425,10 +426,8 @@ class ActivationCache(CachedRun):
         )
 
     def _parts(self, rows: CarriedRows, part: str, incl_remainder: bool, return_labels: bool) -> Any:
-        stack, labels = rows.stack([block for block in rows.blocks() if block.of("parts", part)], self.max_stack_bytes)
-        if incl_remainder:
-            stack, labels = torch.cat([stack, (rows.total() - stack.sum(0))[None]]), [*labels, "remainder"]
-        return _labelled(stack, labels, return_labels)
+        blocks = [block for block in rows.blocks() if block.of("parts", part)]
+        return _labelled(*rows.stack(blocks, self.max_stack_bytes, incl_remainder), return_labels)
 
     def _at(self, point: HookPoint, window: Slice) -> Tensor:
         """The activation at a hook point, at some positions."""
@@ -440,17 +439,16 @@ class ActivationCache(CachedRun):
             raise InputError("the cache holds one position, without an axis to slice: leave pos_slice out")
         return window.apply(self[name], axes.index("pos"))
 
-    def _directions(self, onto: Float[Tensor, "d_model *out"] | None) -> Float[Tensor, "d_model *out"] | None:
+    def _directions(self, onto: Any) -> Float[Tensor, "d_model *out"] | None:
         d_model = self.model.cfg.d_model
-        if onto is not None and (onto.ndim not in (1, 2) or len(onto) != d_model):
-            raise InputError(
-                f"project_output_onto has shape {list(onto.shape)}; one direction has [{d_model}], several [{d_model}, n]"
-            )
+        if onto is not None and (not isinstance(onto, Tensor) or onto.ndim not in (1, 2) or len(onto) != d_model):
+            found = f"shape {list(onto.shape)}" if isinstance(onto, Tensor) else f"the type {type(onto).__name__}"
+            raise InputError(f"project_output_onto has {found}; one direction is a tensor [{d_model}], several [{d_model}, n]")
         return None if onto is None else onto.detach()
 
     def _run(self, function: Callable[..., Tensor], stream: Tensor, *args: Any) -> Tensor:
         """What a part of the model makes of a stream, where and as what the cache keeps it."""
-        with torch.no_grad():
+        with torch.no_grad(), self.model.without_hooks():
             return function(stream.to(self.model.cfg.device, self.model.cfg.dtype), *args).to(stream)
 
     def _batched(self, stream: Tensor) -> Float[Tensor, "batch pos d_model"]:
@@ -476,10 +474,10 @@ class ActivationCache(CachedRun):
         return sequences.apply(rows) if self.has_batch_dim else rows[0]
 
 
-def _check_rows(stack: Stack, rows: torch.Size) -> None:
-    if stack.shape[1:-1] != rows:
+def _check_rows(stack: Stack, rows: tuple[int, ...]) -> None:
+    if tuple(stack.shape[1:]) != tuple(rows):
         raise InputError(
-            f"the stack has rows of shape {list(stack.shape[1:-1])}, and the cache at this pos_slice and batch_slice has "
+            f"the stack has rows of shape {list(stack.shape[1:])}, and the cache at this pos_slice and batch_slice has "
             f"{list(rows)}: give the slices that the stack was made with"
         )
 

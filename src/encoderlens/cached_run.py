@@ -111,7 +111,15 @@ class CachedRun(Mapping[str, Tensor]):
     # Moving, slicing, saving
 
     def to(self: AnyCache, device: torch.device | str) -> AnyCache:
-        """Move every tensor of this cache to a device."""
+        """Move every tensor of this cache to a device.
+
+        Raises:
+            InputError: for what is no device; a dtype is chosen when the model runs (``run_with_cache(dtype=…)``).
+        """
+        try:
+            device = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"to({device!r}): a cache moves to a device, such as 'cpu' or 'cuda'") from error
         self._map(lambda tensor: tensor.to(device))
         self.positions = None if self.positions is None else self.positions.to(device)
         self.frame_times = None if self.frame_times is None else self.frame_times.to(device)
@@ -165,6 +173,7 @@ class CachedRun(Mapping[str, Tensor]):
         about = {
             "model": self.model.cfg.model_name,
             "sizes": _sizes(self.model),
+            "weights": _weights(self.model),
             "has_batch_dim": self.has_batch_dim,
             "names": list(self),
         }
@@ -183,7 +192,7 @@ class CachedRun(Mapping[str, Tensor]):
 
         Args:
             path: the file.
-            model: the model that ran; its sizes and hook points must be those of the file.
+            model: the model that ran; its sizes, hook points and weights must be those of the file.
 
         Raises:
             InputError: for a file that is not there, is no cache, or belongs to another model.
@@ -202,6 +211,11 @@ def _sizes(model: Any) -> dict[str, int]:
     return {name: getattr(model.cfg, name) for name in _SIZES}
 
 
+def _weights(model: Any) -> list[float]:
+    """The first number of every parameter, by which a model with other weights is told apart."""
+    return [float(parameter.detach().flatten()[0]) for parameter in model.parameters()]
+
+
 def _checked(file: Any, path: Path | str, model: Any) -> dict[str, Any]:
     """What a file says of the cache in it, if it is one, and of a run of this model."""
     about = json.loads((file.metadata() or {}).get(_ABOUT, "null"))
@@ -210,6 +224,9 @@ def _checked(file: Any, path: Path | str, model: Any) -> dict[str, Any]:
     ours, theirs = _sizes(model), about["sizes"]
     different = [f"{name} {theirs[name]}, not {ours[name]}" for name in _SIZES if theirs[name] != ours[name]]
     different += [f"a hook point {name!r}" for name in about["names"] if name.removesuffix("_grad") not in model.hook_dict][:1]
+    ran, given = torch.tensor(about["weights"]), torch.tensor([] if different else _weights(model))
+    if not different and not torch.allclose(ran, given, rtol=1e-2, atol=1e-4):  # the same weights in half precision are close
+        different = ["other weights"]
     if different:
         raise InputError(f"{path} is of another model, {about['model']!r}: it has {', '.join(different)}")
     return about

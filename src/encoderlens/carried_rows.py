@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from encoderlens.components.norm import LayerNorm
@@ -16,6 +16,7 @@ from encoderlens.linearised import Carry, carries
 from encoderlens.slices import Slice
 
 Kind = Literal["write", "parts", "bias"]
+BLOCK_BYTES = 64 * 2**20  # of the vectors that are made at a time
 
 
 @dataclass(frozen=True)
@@ -83,35 +84,40 @@ class CarriedRows:
             if isinstance(step, Norm):
                 yield self._bias(step, carry, step.label, step.norm.b)
             elif isinstance(step, WriteOfParts) and step.writer.part in self.split:
-                yield self._parts(step, carry)
+                yield from self._parts(step, carry)
                 yield self._bias(step, carry, step.bias_label, step.writer.out_bias)
             else:
                 yield self._write(step, carry)
 
-    def total(self) -> Float[Tensor, "..."]:
+    def _total(self) -> Float[Tensor, "*rows out"]:
         """What every row together sums to: the stream, or what is read of it."""
         if self.reads is None:
-            return self._shaped(self._onto(self.stream))
+            return self._onto(self.stream)
         carry = Carry().before(Norm(self.reads), self.activation(self.reads.hook_scale))
-        return self._shaped(self._onto(carry(self.stream) + self.reads.b.detach().to(self.stream.device)))
+        return self._onto(carry(self.stream) + self.reads.b.detach().to(self.stream.device))
 
     def _write(self, step: Write, carry: Carry) -> RowBlock:
         return RowBlock(step, "write", [step.label], lambda: self._carried(carry, self.activation(step.point))[None])
 
-    def _parts(self, step: WriteOfParts, carry: Carry) -> RowBlock:
+    def _parts(self, step: WriteOfParts, carry: Carry) -> Iterator[RowBlock]:
+        """Rows of parts, so many at a time that their vectors stay within a bound."""
         writer, out_weight = step.writer, step.writer.out_weight.detach()
-        chosen = self.neurons if writer.part == "N" else Slice()
-        index = chosen.indices(len(out_weight))
+        chosen = (self.neurons if writer.part == "N" else Slice()).indices(len(out_weight))
 
-        def vectors() -> Tensor:
+        def vectors(index: Int[Tensor, " part"]) -> Tensor:
             activation = self.activation(writer.parts_point)
-            if not chosen.selects_all:
-                activation = activation.index_select(writer.parts_axis, index.to(activation.device))
-            weight = out_weight if chosen.selects_all else out_weight[index.to(out_weight.device)]
-            weight = self._onto(carry.weights(weight)).to(activation.device)
+            activation = activation.index_select(activation.ndim + writer.parts_axis, index.to(activation.device))
+            weight = self._onto(carry.weights(out_weight[index.to(out_weight.device)])).to(activation.device)
             return carry.scaled(writer.spread(activation.to(weight.dtype), weight).movedim(-2, 0))
 
-        return RowBlock(step, "parts", step.part_labels(index.tolist()), vectors)
+        for index in chosen.split(max(1, BLOCK_BYTES // (self._n_numbers * 4))):
+            yield RowBlock(step, "parts", step.part_labels(index.tolist()), lambda index=index: vectors(index))
+
+    @property
+    def _n_numbers(self) -> int:
+        """How many numbers a row has."""
+        out = self.stream.shape[-1] if self.onto is None else self.onto.numel() // len(self.onto)
+        return self.stream[..., 0].numel() * out
 
     def _bias(self, step: Step, carry: Carry, label: str, bias: Tensor) -> RowBlock:
         def vectors() -> Tensor:
@@ -127,19 +133,21 @@ class CarriedRows:
         """Projected; a single direction as one of several, so that there always is a last axis."""
         return vectors if self.onto is None else vectors @ self.onto.to(vectors).reshape(len(self.onto), -1)
 
-    def _shaped(self, rows: Float[Tensor, "*some out"]) -> Float[Tensor, "..."]:
-        """In the dtype of the stream, and without the last axis of a single direction."""
-        rows = rows.to(self.stream.dtype)
-        return rows.squeeze(-1) if self.onto is not None and self.onto.ndim == 1 else rows
-
-    def stack(self, blocks: Iterable[RowBlock], max_bytes: int) -> tuple[Float[Tensor, "row ..."], list[str]]:
+    def stack(
+        self, blocks: Iterable[RowBlock], max_bytes: int, remainder: bool = False
+    ) -> tuple[Float[Tensor, "row ..."], list[str]]:
         """Rows as one tensor in the dtype of the stream, and their labels. Beyond the result, one block is in memory at a time.
+
+        Args:
+            blocks: the rows.
+            max_bytes: a larger result is refused.
+            remainder: add a last row, for what these lack of the total.
 
         Raises:
             InputError: if the result would be larger than ``max_bytes``.
         """
         blocks = list(blocks)
-        labels = [label for block in blocks for label in block.labels]
+        labels = [label for block in blocks for label in block.labels] + ["remainder"] * remainder
         out = self.stream.shape[-1] if self.onto is None else self.onto.numel() // len(self.onto)
         shape = (len(labels), *self.stream.shape[:-1], out)
         check_size(shape, self.stream.dtype, max_bytes)
@@ -148,7 +156,9 @@ class CarriedRows:
         for block in blocks:
             stack[done : done + len(block.labels)] = block.vectors()
             done += len(block.labels)
-        return self._shaped(stack), labels
+        if remainder:
+            stack[-1] = self._total() - stack[:-1].sum(0)
+        return stack.squeeze(-1) if self.onto is not None and self.onto.ndim == 1 else stack, labels
 
 
 def check_size(shape: tuple[int, ...], dtype: torch.dtype, max_bytes: int) -> None:

@@ -27,7 +27,7 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
     encoder = replace(encoder, model_name=checkpoint.name)
     if n_ctx is None:
         return encoder
-    if not isinstance(n_ctx, int) or not 1 <= n_ctx <= encoder.n_ctx:
+    if not isinstance(n_ctx, int) or encoder.n_ctx is None or not 1 <= n_ctx <= encoder.n_ctx:
         raise ConfigError(f"n_ctx={n_ctx!r}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
     return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
 

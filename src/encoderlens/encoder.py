@@ -151,6 +151,17 @@ class Encoder(HookedRootModule):
         """The tasks of the heads, for messages."""
         return ", ".join(self.heads) or "none"
 
+    def task_head(self) -> Head:
+        """The head of the task.
+
+        Raises:
+            TaskError: for a model without heads, or without a task.
+        """
+        if self.task is None:
+            remedy = f"set model.task to one of its heads: {self.head_names()}" if self.heads else "it was loaded without heads"
+            raise TaskError(f"this reads the logits of a head, and the model has no task; {remedy}")
+        return self.heads[self.task]
+
     @contextmanager
     def use_task(self: AnyEncoder, task: str) -> Iterator[AnyEncoder]:
         """Context in which another head runs."""

@@ -10,6 +10,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from encoderlens.errors import InputError
+from encoderlens.precision import at_least_float32
 
 
 class FactoredMatrix:
@@ -23,11 +24,15 @@ class FactoredMatrix:
         B: right factor [... mdim rdim]; both have the leading axes of M.
 
     Raises:
-        InputError: for factors that are not matrices, whose inner dimensions or dtypes differ, or whose leading axes do not
-            broadcast against each other.
+        InputError: for factors that are not matrices of real floating-point numbers, whose inner dimensions or dtypes differ,
+            or whose leading axes do not broadcast against each other.
     """
 
-    def __init__(self, A: Float[Tensor, "*batch_a ldim mdim"], B: Float[Tensor, "*batch_b mdim_b rdim"]) -> None:
+    def __init__(self, A: Any, B: Any) -> None:
+        for factor in (A, B):
+            if not isinstance(factor, Tensor) or not factor.is_floating_point():
+                found = f"{factor.dtype} tensor" if isinstance(factor, Tensor) else type(factor).__name__
+                raise InputError(f"factors are tensors of real floating-point numbers, not a {found}: convert it with .float()")
         shapes = f"factors of shapes {list(A.shape)} and {list(B.shape)}"
         if min(A.ndim, B.ndim) < 2:
             raise InputError(f"{shapes} are not two matrices: make a vector one with [:, None] or [None]")
@@ -38,7 +43,7 @@ class FactoredMatrix:
         leading = _common_leading(A.shape, B.shape)
         self.A = A.expand(*leading, *A.shape[-2:])
         self.B = B.expand(*leading, *B.shape[-2:])
-        self._svds: dict[bool, tuple[Tensor, Tensor, Tensor]] = {}
+        self._svd: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def pair(self) -> tuple[Float[Tensor, "*batch ldim mdim"], Float[Tensor, "*batch mdim rdim"]]:
@@ -89,14 +94,18 @@ class FactoredMatrix:
     def svd(self) -> tuple[Float[Tensor, "*batch ldim k"], Float[Tensor, "*batch k"], Float[Tensor, "*batch rdim k"]]:
         """``(U, S, V)`` with ``M = U @ diag(S) @ V.mT``, orthonormal columns in U and V, and S in descending order.
 
-        Found once with and once without gradients, and kept: do not change the factors in place afterwards.
+        Found once and kept, unless it carries gradients: do not change the factors in place afterwards.
         """
-        graph = torch.is_grad_enabled()  # what was found without a graph has no gradients to give
-        if graph not in self._svds:
-            left, core, right = self._orthogonal_parts()
-            U, S, Vh = torch.linalg.svd(core, full_matrices=False)
-            self._svds[graph] = self._as_dtype(left @ U), self._as_dtype(S), self._as_dtype(right @ Vh.mT)
-        return self._svds[graph]
+        if torch.is_grad_enabled() and (self.A.requires_grad or self.B.requires_grad):
+            return self._find_svd()  # a graph can be gone through once
+        if self._svd is None:
+            self._svd = self._find_svd()
+        return self._svd
+
+    def _find_svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        left, core, right = self._orthogonal_parts()
+        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+        return self._as_dtype(left @ U), self._as_dtype(S), self._as_dtype(right @ Vh.mT)
 
     @property
     def U(self) -> Float[Tensor, "*batch ldim k"]:
@@ -129,7 +138,7 @@ class FactoredMatrix:
             InputError: if M is not square.
         """
         self._require_square("eigenvalues")
-        A, B = _at_least_float32(self.A), _at_least_float32(self.B)
+        A, B = at_least_float32(self.A), at_least_float32(self.B)
         return torch.linalg.eigvals(B @ A if self.mdim < self.ldim else A @ B)
 
     def norm(self) -> Float[Tensor, "*batch"]:
@@ -155,7 +164,13 @@ class FactoredMatrix:
         return U * S[..., None, :]
 
     def get_corner(self, k: int = 3) -> Float[Tensor, "*corner"]:
-        """The first ``k`` entries of the product along every axis, leading ones included."""
+        """The first ``k`` entries of the product along every axis, leading ones included.
+
+        Raises:
+            InputError: for a negative ``k``.
+        """
+        if k < 0:
+            raise InputError(f"get_corner({k}): a corner has a number of entries along each axis")
         return self[(slice(k),) * self.ndim].AB
 
     def unsqueeze(self, k: int) -> "FactoredMatrix":
@@ -197,6 +212,7 @@ class FactoredMatrix:
         if not isinstance(other, Tensor | FactoredMatrix):
             return NotImplemented
         _common_leading(self.shape, other.shape)
+        self._require_dtype(other)
         if isinstance(other, FactoredMatrix):
             return (self @ other.A) @ other.B
         if other.ndim == 1:
@@ -214,6 +230,7 @@ class FactoredMatrix:
         if not isinstance(other, Tensor):
             return NotImplemented
         _common_leading(other.shape, self.shape)
+        self._require_dtype(other)
         if other.ndim == 1:
             return ((other[None] @ self.A) @ self.B)[..., 0, :]
         if self.ldim < self.mdim:
@@ -248,21 +265,21 @@ class FactoredMatrix:
 
         The core has the singular values of M, and no axis longer than mdim.
         """
-        Q, left = torch.linalg.qr(_at_least_float32(self.A))
-        P, right = torch.linalg.qr(_at_least_float32(self.B).mT)
+        Q, left = torch.linalg.qr(at_least_float32(self.A))
+        P, right = torch.linalg.qr(at_least_float32(self.B).mT)
         return Q, left @ right.mT, P
 
     def _as_dtype(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.A.dtype)
 
+    def _require_dtype(self, other: "Tensor | FactoredMatrix") -> None:
+        dtype = other.A.dtype if isinstance(other, FactoredMatrix) else other.dtype
+        if dtype != self.A.dtype:
+            raise InputError(f"a product of {self.A.dtype} and {dtype}: convert one of them")
+
     def _require_square(self, what: str) -> None:
         if self.ldim != self.rdim:
             raise InputError(f"{what} of shape {list(self.shape)}: only a square matrix has it, with ldim equal to rdim")
-
-
-def _at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Decompositions are not implemented for half precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _common_leading(left: Sequence[int], right: Sequence[int]) -> torch.Size:

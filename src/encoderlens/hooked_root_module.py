@@ -151,6 +151,18 @@ class HookedRootModule(nn.Module):
             if reset_hooks_end and clear_contexts:
                 self.clear_contexts()
 
+    @contextmanager
+    def without_hooks(self) -> Iterator[None]:
+        """Context in which no hook is attached, permanent ones included: for a part of the model that runs once more."""
+        attached = [(point, point.fwd_hooks, point.bwd_hooks) for point in self.hook_points() if point.active]
+        for point, _, _ in attached:
+            point.fwd_hooks, point.bwd_hooks = [], []
+        try:
+            yield
+        finally:
+            for point, fwd_hooks, bwd_hooks in attached:
+                point.fwd_hooks, point.bwd_hooks = fwd_hooks, bwd_hooks
+
     # Running
 
     def run_with_hooks(

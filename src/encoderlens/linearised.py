@@ -120,7 +120,7 @@ class DirectRows:
     """What each component adds to a score of its own accord, that is, not by way of later attention and MLPs.
 
     Attributes:
-        labels: of the components.
+        labels: of the components; "hooks" for what hooks on the stream or in the head added, where they did.
         values: their rows, which sum to ``total``.
         total: the score of each sequence.
     """
@@ -149,32 +149,44 @@ def direct_rows(
     if next(model.parameters()).is_inference():
         raise AnalysisError("the model was made inside torch.inference_mode(), so nothing in it has gradients: load it outside")
     path = model.residual_path() + ([] if model.ln_final is None else [Norm(model.ln_final)])
-    _refuse_edited_writes(path, split)
+    hooked = [point for point in model.hook_points() if not point.only_caches]
     taps = _Taps(path, head, split)
     with torch.inference_mode(False), torch.enable_grad(), freeze([model], ["ln"]), freeze(head.modules.values(), ["gain"]):
         with taps.on(model):
             total = score()
         gradients = taps.gradients(total.sum())
     with torch.no_grad():
+        _refuse_edited_parts(path, taps, split, hooked)
         rows = [row for step in path for row in _rows_of(step, taps, gradients, split)]
         rows += [_bias_row(label, bias, gradients[module]) for label, (module, bias) in head.biases().items()]
+        rows += _row_of_hooks(rows, total) if hooked else []
     labels = tuple(label for names, _ in rows for label in names)
     return DirectRows(labels, torch.cat([values for _, values in rows]), total.detach())
 
 
-def _refuse_edited_writes(path: list[Step], split: Collection[str]) -> None:
-    for step in path:
-        if isinstance(step, WriteOfParts) and step.writer.part in split:
-            for point in (step.point, *step.writer.after_parts):
-                if not all(isinstance(handle.user_hook, CachingHook) for handle in point.fwd_hooks):
-                    raise AnalysisError(
-                        f"a hook edits {point.name}, after the parts whose rows are asked for, so that they would not add up. "
-                        f"Edit {step.writer.parts_point.name} instead"
-                    )
-
-
 Rows = tuple[list[str], Float[Tensor, "some batch"]]
 Gradients = Mapping[HookPoint | nn.Module, Tensor]
+
+
+def _refuse_edited_parts(path: list[Step], taps: "_Taps", split: Collection[str], hooked: list[HookPoint]) -> None:
+    """Refuse hooks between the parts of a split writer and what it wrote, if they changed it."""
+    for step in path:
+        if not isinstance(step, WriteOfParts) or step.writer.part not in split:
+            continue
+        for point in (step.point, *step.writer.after_parts):
+            if point in hooked and not taps.wrote_its_parts(step):
+                raise AnalysisError(
+                    f"a hook edits {point.name}, after the parts whose rows are asked for, so that they would not add up. "
+                    f"Edit {step.writer.parts_point.name} instead"
+                )
+
+
+def _row_of_hooks(rows: list[Any], total: Float[Tensor, " batch"]) -> list[Any]:
+    """What is left of the total: what hooks added to the stream, or in the head, if that is more than rounding."""
+    values = torch.cat([values for _, values in rows])
+    rest = total - values.sum(0)
+    tolerance = 1e3 * torch.finfo(total.dtype).eps * torch.maximum(values.abs().amax(0), total.abs())
+    return [(["hooks"], rest[None])] if bool((rest.abs() > tolerance).any()) else []
 
 
 class _Taps:
@@ -216,7 +228,15 @@ class _Taps:
             raise AnalysisError(
                 "score does not run the head whose rows are asked for: run the model with that head as its task"
             )
-        return dict(zip(self.flowing, torch.autograd.grad(score, list(self.flowing.values())), strict=True))
+        found = torch.autograd.grad(score, list(self.flowing.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(self.flowing, found, strict=True))  # of zeros for what a hook on the stream has replaced
+
+    def wrote_its_parts(self, step: WriteOfParts) -> bool:
+        """Whether what was written is what the parts and the bias make, up to rounding."""
+        written, parts = self.flowing[step.point], self.parts[str(step.writer.parts_point.name)]
+        made = step.writer.spread(parts, step.writer.out_weight).sum(-2) + step.writer.out_bias
+        tolerance = 1e3 * torch.finfo(made.dtype).eps * max(float(made.abs().max()), float(written.abs().max()))
+        return float((made - written).abs().max()) <= tolerance
 
 
 def _rows_of(step: Step, taps: _Taps, gradients: Gradients, split: Collection[str]) -> Iterator[Rows]:

@@ -604,6 +604,37 @@ def test_inside_a_context_of_hooks(model):
     assert rows["0_b_out"].all()
 
 
+def test_what_hooks_add_to_the_stream_or_in_the_head_has_a_row_of_its_own(model):
+    intact = direct_logit_attribution(model, TEXTS, "nurse")
+    assert "hooks" not in intact.labels["component"]
+    for name in ("hook_full_embed", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "mlm_head.hook_post"):
+        with model.hooks([(name, lambda x, hook: x + torch.linspace(-1, 1, x.shape[-1]))]):
+            result = direct_logit_attribution(model, TEXTS, "nurse")
+            logits = model(TEXTS)[torch.arange(3), torch.tensor(result.positions), 182].detach()
+        close(result.total, logits)
+        assert result.error <= 1e-6
+        assert by_label(result)["hooks"].abs().min() > 1e-3
+
+
+def test_a_stream_that_a_hook_replaces_cuts_off_what_was_written_before(model):
+    with model.hooks([("blocks.1.hook_resid_pre", lambda x, hook: x.detach() * 1)]):
+        rows = by_label(direct_logit_attribution(model, TEXTS, "nurse"))
+    assert not rows["L0H1"].any()
+    assert not rows["embed"].any()
+    assert rows["L1H1"].all()
+    assert rows["hooks"].all()
+
+
+def test_hooks_that_only_look_change_nothing(model):
+    seen, intact = [], direct_logit_attribution(model, TEXTS, "nurse")
+    names = ["blocks.0.hook_attn_out", "blocks.1.hook_resid_pre", "unembed.hook_in"]
+    with model.hooks([(names, lambda x, hook: seen.append(hook.name))]):
+        result = direct_logit_attribution(model, TEXTS, "nurse")
+    assert seen == names
+    assert result.labels == intact.labels
+    close(result.values, intact.values)
+
+
 def test_a_hook_that_changes_a_whole_write_is_refused(model):
     with (
         model.hooks([("blocks.1.hook_attn_out", lambda out, hook: out * 0)]),

@@ -195,14 +195,44 @@ def test_tokens_and_prepared_batches(post):
     assert not many.values.isnan().any()  # nothing says that some of it is padding
 
 
-def test_means_over_a_data_set(post):
+def test_the_values_of_a_data_set_have_no_mean(post):
+    with pytest.raises(InputError, match="different ones, so their values have no mean"):
+        logit_lens(post, TEXTS, positions=[0, 1]).mean()
+
+
+def test_top_names_the_output(post):
     lens = logit_lens(post, TEXTS, positions=[0, 1])
-    assert lens.mean().n == 3
-    torch.testing.assert_close(lens.mean().mean, lens.values.mean(1))
-    assert lens.top(1)[0].value == pytest.approx(lens.values.mean(1).max().item())
-    averages = logit_lens(post, TEXTS).mean().mean  # NaN where an example has no such position
-    assert not averages[:, :5].isnan().any()
-    assert averages[:, 5:].isnan().all()
+    best = lens.top(3)
+    assert best[0].value == pytest.approx(lens.values.max().item())
+    assert [entry.value for entry in best] == sorted((entry.value for entry in best), reverse=True)
+    at = tuple(torch.unravel_index(lens.values.argmax(), lens.values.shape))
+    stream, example, pos, rank, output = best[0].labels
+    assert (stream, example) == (lens.labels["stream"][at[0]], lens.labels["example"][at[1]])
+    assert (pos, rank, output) == (lens.labels["pos"][at[2]], "1", lens.names[int(lens.ids[at])])
+
+
+def test_positions_of_each_examples_own(post):
+    own = [[1, 3], [0, 2], [2, 1]]
+    lens = logit_lens(post, TEXTS, positions=own)
+    assert lens.labels["pos"] == ("1, 0, 2", "3, 2, 1")
+    for row, at in enumerate(own):
+        torch.testing.assert_close(lens.values[:, row], logit_lens(post, TEXTS[row], at).values)
+    torch.testing.assert_close(logit_lens(post, TEXTS, torch.tensor(own)).values, lens.values)
+    for wrong in ([[1], [2]], [[1], [2, 3], [4]], [[1], 2, [3]], [[], [], []]):
+        with pytest.raises(InputError, match="positions"):
+            logit_lens(post, TEXTS, positions=wrong)
+
+
+def test_hooks_have_their_say_once(post):
+    seen = []
+    post.add_hook("blocks.0.ln1.hook_scale", lambda scale, hook: seen.append(hook.name), is_permanent=True)
+    post.add_hook("mlm_head.hook_post", lambda x, hook: x * 0, is_permanent=True)
+    try:
+        lens = logit_lens(post, TEXTS[0], positions=1)
+    finally:
+        post.reset_hooks(including_permanent=True)
+    assert seen == ["blocks.0.ln1.hook_scale"]
+    torch.testing.assert_close(lens.values, logit_lens(post, TEXTS[0], positions=1).values)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +243,6 @@ def test_means_over_a_data_set(post):
         (TEXTS[0], "3", "there is no position '3' in sequence 0"),
         (TEXTS[0], 3.0, "there is no position 3.0 in sequence 0"),
         (TEXTS[0], True, "there is no position True in sequence 0"),
-        (TEXTS[0], [[3]], r"there is no position \[3\] in sequence 0"),
         (TEXTS[0], [], "the list of positions is empty; leave positions out for all of them"),
         (TEXTS, [0, 5], "position 5 of sequence 1 is padding"),
         ([TEXTS[0], TEXTS[0], TEXTS[1]], 5, "position 5 of sequence 2 is padding"),

@@ -142,7 +142,7 @@ def test_top_of_nothing():
 def test_less_than_one_entry_is_refused(k):
     result = labelled([1.0], "component")
     for ask in (result.top, result.table):
-        with pytest.raises(InputError, match=f"k={k}; ask for at least one entry"):
+        with pytest.raises(InputError, match=f"k={k}; it is a whole number from 1"):
             ask(k)
 
 
@@ -432,3 +432,9 @@ def test_an_additive_result_takes_part_in_everything_else():
     assert result.top(1) == [Entry(("component1",), -5.0)]
     assert result.mean().n == 2
     assert json.loads(result.to_json())["total"] == [-4.0, -2.0]
+
+
+def test_the_error_of_one_bad_example_is_not_hidden_by_another() -> None:
+    values, total = torch.tensor([[1000.0, 0.001], [0.0, 0.001]]), torch.tensor([1000.0, 0.0])
+    labels = {"component": ("a", "b"), "example": ("one", "two")}
+    assert AdditiveResult(values, ("component", "example"), labels, total).error == pytest.approx(2.0)

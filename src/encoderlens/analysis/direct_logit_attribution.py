@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from encoderlens.analysis.examples import Examples, checked_positions, task_head
+from encoderlens.analysis.examples import Examples, checked_positions
 from encoderlens.analysis.result import COMPONENT, EXAMPLE, AdditiveResult
 from encoderlens.components.heads import Head
 from encoderlens.errors import InputError
@@ -74,7 +74,7 @@ def direct_logit_attribution(
         TaskError: for a model without heads (``model.use_task`` chooses among several).
         AnalysisError: for a model in training mode.
     """
-    head, examples = task_head(model), Examples.of(model, inputs, batch_size)
+    head, examples = model.task_head(), Examples.of(model, inputs, batch_size)
     outputs = {"target": target} if baseline is None else {"target": target, "baseline": baseline}
     indices = {
         what: [head.output_index(one, model.tokenizer) for one in examples.each(wanted, what)]

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from encoderlens.components.heads import Head
-from encoderlens.errors import InputError, TaskError
+from encoderlens.errors import InputError
 from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.text_input import TextBatch
 
@@ -87,18 +86,6 @@ def count_from_1(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}={value!r}; it is a whole number from 1")
     return value
-
-
-def task_head(model: HookedEncoder) -> Head:
-    """The head of the model's task.
-
-    Raises:
-        TaskError: for a model without heads, or without a task.
-    """
-    if model.task is None:
-        remedy = f"set model.task to one of its heads: {model.head_names()}" if model.heads else "it was loaded without heads"
-        raise TaskError(f"this analysis reads the logits of a head, and the model has no task; {remedy}")
-    return model.heads[model.task]
 
 
 def checked_positions(rows: list[list[Any]], batch: TextBatch) -> Int[Tensor, "batch k"]:

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from encoderlens.analysis.examples import Examples, checked_positions, count_from_1, plain, task_head
-from encoderlens.analysis.result import EXAMPLE, Result
+from encoderlens.analysis.examples import Examples, checked_positions, count_from_1, plain
+from encoderlens.analysis.result import EXAMPLE, Entry, Interval, Result, strongest
 from encoderlens.components.heads import Head
 from encoderlens.errors import InputError
 from encoderlens.hooked_encoder import HookedEncoder
@@ -39,6 +39,30 @@ class LogitLens(Result):
     @property
     def title(self) -> str:
         return "Logit lens"
+
+    def top(self, k: int = 10) -> list[Entry]:
+        """The k largest values, largest first, each with its labels and what the output stands for.
+
+        Raises:
+            InputError: for a k below 1.
+        """
+        places = strongest(self.values.flatten(), k)
+        indices = torch.stack(torch.unravel_index(places, self.values.shape), 1).tolist()
+        ids, values = self.ids.flatten()[places].tolist(), self.values.flatten()[places].tolist()
+        return [
+            Entry(
+                (*(self.labels[axis][i] for axis, i in zip(self.axes, index, strict=True)), self.names.get(output, "")), value
+            )
+            for index, output, value in zip(indices, ids, values, strict=True)
+        ]
+
+    def mean(self, level: float = 0.95) -> Interval:
+        """Refused: at one rank, examples have different outputs.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("the k-th best outputs of several examples are different ones, so their values have no mean")
 
     def table(self, k: int = 10) -> Table:
         """A row a point of the stream and a column a position (and example): the first k columns, with as many of the best
@@ -85,7 +109,8 @@ def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: 
         model: a model in eval mode.
         inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos]; or what
             ``model.prepare`` made of any of these, as token ids with a mask or token types.
-        positions: a position, or a list of them, in every example; all by default. A head with one row a sequence takes none.
+        positions: a position, or a list of them, in every example; a list of lists (or a tensor [example k]) for positions of
+            each example's own; all by default. A head with one row a sequence takes none.
         top_k: how many outputs to keep.
         batch_size: how many examples run at a time.
 
@@ -99,10 +124,10 @@ def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: 
         TaskError: for a model without heads (``model.use_task`` chooses among several).
         AnalysisError: for a model in training mode.
     """
-    head, examples = task_head(model), Examples.of(model, inputs, batch_size)
+    head, examples = model.task_head(), Examples.of(model, inputs, batch_size)
     require_eval(model)
-    top_k, wanted = count_from_1(top_k, "top_k"), _wanted(head, positions)
-    at = None if wanted is None else checked_positions([wanted] * len(examples), examples.whole)
+    top_k, wanted = count_from_1(top_k, "top_k"), _wanted(head, positions, examples)
+    at = None if wanted is None else checked_positions(wanted, examples.whole)
     with torch.no_grad():
         read = [_read(model, head, batch, None if at is None else at[chosen], top_k) for chosen, batch in examples.batches()]
     longest = max(values.shape[2] for values, _ in read)
@@ -132,16 +157,21 @@ def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: 
     )
 
 
-def _wanted(head: Head, positions: Any) -> list[Any] | None:
+def _wanted(head: Head, positions: Any, examples: Examples) -> list[list[Any]] | None:
+    """The positions of each example, as many for each; None for all."""
     if positions is None:
         return None
     if not head.per_position:
         raise InputError(f"the {head.task} head has one row a sequence: leave positions out")
     positions = plain(positions)
     wanted = positions if isinstance(positions, list) else [positions]
-    if not wanted:
+    rows = wanted if any(isinstance(row, list) for row in wanted) else [wanted] * len(examples)
+    lengths = {len(row) if isinstance(row, list) else None for row in rows}
+    if len(rows) != len(examples) or len(lengths) > 1 or None in lengths:
+        raise InputError(f"positions of each example's own are {len(examples)} lists of the same length, not {positions!r}")
+    if lengths == {0}:
         raise InputError("the list of positions is empty; leave positions out for all of them")
-    return wanted
+    return rows
 
 
 def _places(model: HookedEncoder) -> list[tuple[int, bool]]:
@@ -156,8 +186,9 @@ def _read(
     places = _places(model)
     names = [str(model.stream_point(*place).name) for place in places]
     _, cache = model.run_with_cache(batch, None, names_filter=names)
-    streams = [model.as_final(cache[name], *place) for name, place in zip(names, places, strict=True)]
-    best = [_best(head.probabilities(stream, batch.sequence, at), top_k) for stream in streams]
+    with model.without_hooks():  # which have had their say in the run
+        streams = [model.as_final(cache[name], *place) for name, place in zip(names, places, strict=True)]
+        best = [_best(head.probabilities(stream, batch.sequence, at), top_k) for stream in streams]
     values, ids = torch.stack([values for values, _ in best]), torch.stack([ids for _, ids in best])
     if at is not None or not head.per_position or batch.sequence.mask is None:
         return values, ids
@@ -169,7 +200,7 @@ def _best(probabilities: Float[Tensor, "batch *pos output"], top_k: int) -> tupl
     """Values and indices [batch pos rank] of the most probable outputs."""
     outputs = probabilities.shape[-1]
     rows = probabilities.reshape(len(probabilities), -1, outputs)
-    best = rows.to(torch.promote_types(rows.dtype, torch.float32)).topk(min(top_k, outputs))
+    best = rows.topk(min(top_k, outputs))
     return best.values, best.indices
 
 
@@ -177,9 +208,11 @@ def _padded(part: Tensor, longest: int, value: int | float) -> Tensor:
     return F.pad(part, (0, 0, 0, longest - part.shape[2]), value=value)
 
 
-def _position_labels(model: HookedEncoder, examples: Examples, wanted: list[int] | None, longest: int) -> tuple[str, ...]:
-    """The number of each position, with its token for a single example."""
-    numbers = list(range(longest)) if wanted is None else wanted
+def _position_labels(model: HookedEncoder, examples: Examples, wanted: list[list[int]] | None, longest: int) -> tuple[str, ...]:
+    """The number of each position, with its token for a single example; where examples differ, all numbers ("4, 8")."""
+    if wanted is not None and any(row != wanted[0] for row in wanted):
+        return tuple(", ".join(map(str, column)) for column in zip(*wanted, strict=True))
+    numbers = list(range(longest)) if wanted is None else wanted[0]
     if not examples.single or model.tokenizer is None:
         return tuple(map(str, numbers))
     tokens = model.tokens_to_str(examples.whole.tokens[0])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -94,7 +94,7 @@ class Result:
             InputError: for a k below 1.
         """
         averages = self._averages().flatten()
-        places = _strongest(averages, k)
+        places = strongest(averages, k)
         return [
             Entry(self._labels_at(place), value)
             for place, value in zip(places.tolist(), averages[places].tolist(), strict=True)
@@ -130,7 +130,7 @@ class Result:
         Raises:
             InputError: for a k below 1.
         """
-        places = _strongest(self._averages().flatten(), k)
+        places = strongest(self._averages().flatten(), k)
         numbers = self._columns(places)
         table = Table(title=escape(self.title) or None, min_width=len(self.title))  # the title on one line
         for axis in self._kept:
@@ -215,10 +215,13 @@ class AdditiveResult(Result):
 
     @property
     def error(self) -> float:
-        """The completeness error: max |sum of the parts - total| / max(|total|, |part|), in float64; 0 if all are zero."""
-        parts, total = _exact(self.values), _exact(self.total)
-        gap = _largest(parts.sum(self.axes.index(COMPONENT)) - total)
-        return gap / _largest(torch.cat([parts.flatten(), total.flatten()])) if gap else 0.0
+        """The completeness error: of each total, |sum of the parts - total| / max(|total|, |part|), in float64, and the largest
+        of these; 0 if all are zero.
+        """
+        parts, total, dim = _exact(self.values), _exact(self.total), self.axes.index(COMPONENT)
+        gaps = (parts.sum(dim) - total).abs()
+        scales = torch.maximum(parts.abs().amax(dim), total.abs()) if parts.shape[dim] else total.abs()
+        return _largest(torch.where(gaps == 0, 0.0, gaps / scales))
 
     def table(self, k: int = 10) -> Table:
         """As ``Result.table``, with the total (its mean over examples) and the completeness error below.
@@ -292,10 +295,10 @@ def _exact(values: Tensor) -> Float64[Tensor, "..."]:
     return values.cpu().double()  # on the CPU, since not every device has float64
 
 
-def _strongest(values: Float64[Tensor, " entries"], k: int) -> Int64[Tensor, " k"]:
+def strongest(values: Float[Tensor, " entries"], k: int) -> Int64[Tensor, " k"]:
     """Where the k values of largest magnitude stand, largest first and NaN last."""
-    if k < 1:
-        raise InputError(f"k={k}; ask for at least one entry")
+    if not isinstance(k, int) or k < 1:
+        raise InputError(f"k={k!r}; it is a whole number from 1")
     magnitudes = values.abs().masked_fill(values.isnan(), -1)
     return magnitudes.topk(min(k, len(values))).indices
 

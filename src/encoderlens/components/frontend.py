@@ -68,7 +68,7 @@ class Frontend(nn.ModuleList):
         act_fn: str,
     ) -> None:
         rest: ConvNorm = "layer" if norm == "layer" else "none"
-        norms = (norm, *(rest for _ in channels[1:]))
+        norms: tuple[ConvNorm, ...] = (norm, *(rest for _ in channels[1:]))
         sizes = zip((1, *channels), channels, kernels, strides, norms, strict=False)
         super().__init__(ConvLayer(d_in, d_out, k, s, bias, norm, act_fn) for d_in, d_out, k, s, norm in sizes)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from encoderlens.components.freezing import Freezable
 from encoderlens.hook_points import HookPoint
+from encoderlens.precision import at_least_float32
 
 
 class LayerNorm(Freezable):
@@ -35,7 +36,7 @@ class LayerNorm(Freezable):
         """The matrix of this norm's linear part at a scale of one, times ``matrix`` (None: the identity), in float32 or wider,
         on the matrix's device: ``x @ result`` is ``((x - mean(x)) * w) @ matrix``.
         """
-        w = self.w.detach().to(torch.promote_types(self.w.dtype, torch.float32))
+        w = at_least_float32(self.w.detach())
         weighted = w.diag() if matrix is None else w.to(matrix.device)[:, None] * matrix
         return weighted - weighted.mean(0)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from encoderlens.components.heads.head import NamedOutputs, TextContext, check_class_ids, check_label_shape, cross_entropy
 from encoderlens.components.heads.modules import Classifier, NSPHead, Pooler
+from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence
 
 
@@ -79,7 +80,7 @@ class SequenceClassificationHead(NamedOutputs):
 
     def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
         """Of each label on its own for a multi-label head; a regression's values as they are."""
-        logits = self.forward(resid, sequence)
+        logits = at_least_float32(self.forward(resid, sequence))
         if self._regresses():
             return logits
         return logits.sigmoid() if self.problem_type == "multi_label_classification" else logits.softmax(-1)

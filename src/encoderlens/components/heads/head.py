@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from encoderlens.components.freezing import freeze
 from encoderlens.errors import InputError
 from encoderlens.names import did_you_mean
+from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence, at_positions
 
 IGNORED = -100
@@ -139,7 +140,7 @@ class Head(ABC):
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, at: Int[Tensor, "batch k"] | None = None
     ) -> Float[Tensor, "batch *k output"]:
         """What its logits say as probabilities, at some positions (None: all) if it has logits for every position."""
-        return self.forward(resid if at is None else at_positions(resid, at), sequence).softmax(-1)
+        return at_least_float32(self.forward(resid if at is None else at_positions(resid, at), sequence)).softmax(-1)
 
     @property
     def measure(self) -> Literal["probability", "value"]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from encoderlens.components.heads.head import NamedOutputs, TextContext, check_class_ids, cross_entropy
 from encoderlens.components.heads.modules import Classifier
+from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence, at_positions
 
 
@@ -42,7 +43,7 @@ class QuestionAnsweringHead(NamedOutputs):
 
     def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
         """Of the answer's start and end: over real positions."""
-        logits = self.forward(resid, sequence)
+        logits = at_least_float32(self.forward(resid, sequence))
         if sequence.mask is not None:
             logits = logits.masked_fill(~sequence.mask.unsqueeze(-1), -torch.inf)
         over_positions = logits.softmax(1)
