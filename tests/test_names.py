@@ -258,3 +258,9 @@ def test_to_numpy(value, expected):
     assert isinstance(array, np.ndarray)
     assert array.dtype == expected.dtype
     np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize("name", ["embed", "pos_embed", "token_type_embed", "full_embed"])
+def test_what_stands_in_front_of_the_blocks_has_no_layer(name):
+    with pytest.raises(HookNameError, match=f"'{name}' stands in front of the blocks"):
+        act_name(name, 0)

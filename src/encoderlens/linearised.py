@@ -129,6 +129,13 @@ class DirectRows:
     values: Float[Tensor, "component batch"]
     total: Float[Tensor, " batch"]
 
+    def completed(self, labels: tuple[str, ...]) -> "DirectRows":
+        """The same rows under these labels, which may have one for hooks where these rows have none."""
+        if labels == self.labels:
+            return self
+        rest = self.total - self.values.sum(0)
+        return DirectRows(labels, torch.cat([self.values, rest[None]]), self.total)
+
 
 def direct_rows(
     model: Encoder, head: Head, score: Callable[[], Float[Tensor, " batch"]], split: Collection[str] = ("H",)

@@ -44,6 +44,8 @@ def act_name(name: str, layer: int | None = None, layer_type: str | None = None)
     if compact and layer is None:
         name, layer, layer_type = compact[1], int(compact[2]), compact[3] or layer_type
     name = _ALIASES.get(name, name)
+    if layer is not None and name in (*_EMBED, "full_embed"):
+        raise HookNameError(f"{name!r} stands in front of the blocks: leave the layer out")
     if name == "full_embed":
         return "hook_full_embed"
     if name in _EMBED:

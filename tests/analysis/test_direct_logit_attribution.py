@@ -616,6 +616,21 @@ def test_what_hooks_add_to_the_stream_or_in_the_head_has_a_row_of_its_own(model)
         assert by_label(result)["hooks"].abs().min() > 1e-3
 
 
+def test_hooks_that_edit_some_batches_only(model):
+    runs = []
+
+    def edit_the_second_run(x, hook):
+        runs.append(hook.name)
+        return x + torch.linspace(-1, 1, x.shape[-1]) if len(runs) == 2 else None
+
+    with model.hooks([("blocks.1.hook_resid_pre", edit_the_second_run)]):
+        result = direct_logit_attribution(model, TEXTS, "nurse", batch_size=1)
+    added = by_label(result)["hooks"]
+    assert added[1].abs() > 1e-3
+    assert added[[0, 2]].abs().max() < 1e-5
+    assert result.error <= 1e-6
+
+
 def test_a_stream_that_a_hook_replaces_cuts_off_what_was_written_before(model):
     with model.hooks([("blocks.1.hook_resid_pre", lambda x, hook: x.detach() * 1)]):
         rows = by_label(direct_logit_attribution(model, TEXTS, "nurse"))

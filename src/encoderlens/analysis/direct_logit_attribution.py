@@ -88,9 +88,11 @@ def direct_logit_attribution(
         here = None if at is None else at[chosen]
         scored = [torch.tensor(these[chosen], device=model.cfg.device) for these in indices.values()]
         parts.append(direct_rows(model, head, lambda b=batch, h=here, s=scored: _score(model, b, h, s), split))
-    values, total = torch.cat([part.values for part in parts], 1), torch.cat([part.total for part in parts])
+    components = max((part.labels for part in parts), key=len)  # with hooks, a batch may have one row more than another
+    values = torch.cat([part.completed(components).values for part in parts], 1)
+    total = torch.cat([part.total for part in parts])
     axes = (COMPONENT,) if examples.single else (COMPONENT, EXAMPLE)
-    labels = {COMPONENT: parts[0].labels, EXAMPLE: examples.labels}
+    labels = {COMPONENT: components, EXAMPLE: examples.labels}
     return DirectLogitAttribution(
         values=values[:, 0] if examples.single else values,
         axes=axes,
