@@ -187,7 +187,7 @@ def test_models_lists_what_can_be_loaded() -> None:
         (("run", TINY_BERT, "--text", "a", "--pair", "b", "--pair", "c"), "1 --text and 2 --pair"),
         (("run", TINY_BERT, "--text", "a", "--task", "next_sentence"), "has no 'next_sentence' head"),
         (("run", TINY_BERT, "--text", "a [MASK]", "--attribute", "interpretability"), "is no single token"),
-        (("run", TINY_BERT, "--text", "a", "--attribute", "door"), "has 0 mask tokens, not one"),
+        (("run", TINY_BERT, "--text", "a", "--attribute", "door"), "--text 'a': sequence 0 has 0 mask tokens, not one"),
         (("run", TINY_BERT, "--text", "a", "--position", "1"), "give one of them too"),
         (("run", TINY_BERT, "--text", "a", "--lens", "--position", "9"), "positions run from 0 to 2"),
     ],

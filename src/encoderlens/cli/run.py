@@ -51,7 +51,10 @@ def run(
     with torch.inference_mode():
         report = _report(encoder, texts)
         for entry, one in zip(report["inputs"], texts, strict=True):
-            entry |= _analyses(encoder, one, lens, attribute, position)
+            try:
+                entry |= _analyses(encoder, one, lens, attribute, position)
+            except InputError as error:
+                raise InputError(f"--text {one!r}: {error}") from error
         if hooks or save:
             _, cache = encoder.run_with_cache(texts, names_filter=hooks or None)
             report["activations"] = _statistics(cache) if hooks else []
