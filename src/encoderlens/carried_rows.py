@@ -105,9 +105,8 @@ class CarriedRows:
         chosen = (self.neurons if writer.part == "N" else Slice()).indices(len(out_weight))
 
         def vectors(index: Int[Tensor, " part"]) -> Tensor:
-            activation = self.activation(writer.parts_point)
-            activation = activation.index_select(activation.ndim + writer.parts_axis, index.to(activation.device))
-            weight = self._onto(carry.weights(out_weight[index.to(out_weight.device)])).to(activation.device)
+            activation = _picked(self.activation(writer.parts_point), index, writer.parts_axis)
+            weight = self._onto(carry.weights(_picked(out_weight, index, 0))).to(activation.device)
             return carry.scaled(writer.spread(activation.to(weight.dtype), weight).movedim(-2, 0))
 
         for index in chosen.split(max(1, BLOCK_BYTES // (self._n_numbers * 4))):
@@ -159,6 +158,12 @@ class CarriedRows:
         if remainder:
             stack[-1] = self._total() - stack[:-1].sum(0)
         return stack.squeeze(-1) if self.onto is not None and self.onto.ndim == 1 else stack, labels
+
+
+def _picked(tensor: Tensor, index: Int[Tensor, " part"], axis: int) -> Tensor:
+    """Entries along an axis, without a copy where they are all of them in order."""
+    every = torch.equal(index, torch.arange(tensor.shape[axis]))
+    return tensor if every else tensor.index_select(axis, index.to(tensor.device))
 
 
 def check_size(shape: tuple[int, ...], dtype: torch.dtype, max_bytes: int) -> None:
