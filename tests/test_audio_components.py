@@ -12,7 +12,7 @@ from transformers.models.hubert import modeling_hubert as hf
 
 from encoderlens.components import build
 from encoderlens.config import AudioEmbedPart, ConvPositionsPart, FrontendPart, LayerNormPart, ProjectionPart
-from encoderlens.errors import ConfigError
+from encoderlens.errors import ConfigError, InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 from tests.parity import assert_parity
@@ -152,6 +152,9 @@ def test_masked_frames_get_the_mask_vector() -> None:
     by_hand = frames.clone()
     by_hand[masked] = embed.mask_embed.detach()
     assert_parity(embed(frames, masked, Sequence(2, 7)), embed(by_hand, None, Sequence(2, 7)))
+    without = shaken(build(AudioEmbedPart(masks=False, normed=False), context))
+    with pytest.raises(InputError, match="no vector that stands for masked frames"):
+        without(frames, masked, Sequence(2, 7))
 
 
 @given(st.integers(0, 400))

@@ -1,6 +1,7 @@
 """A cache as a thing that is kept: moved, sliced, saved and loaded."""
 
 import copy
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -376,5 +377,14 @@ def test_a_file_does_not_load_for_a_model_with_other_weights(cache: ActivationCa
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.5)
+    with pytest.raises(InputError, match=r"is of another model.*other weights"):
+        ActivationCache.load(path, other)
+
+
+def test_a_file_does_not_load_for_a_model_with_other_heads(tmp_path: Path) -> None:
+    model, path = additive_model(), tmp_path / "run.safetensors"
+    model.run_with_cache(BATCH["tokens"], None, names_filter=Q0)[1].save(path)
+    other = HookedEncoder(dataclasses.replace(model.cfg.encoder, heads=()), device="cpu")
+    assert len(list(other.parameters())) < len(list(model.parameters()))
     with pytest.raises(InputError, match=r"is of another model.*other weights"):
         ActivationCache.load(path, other)

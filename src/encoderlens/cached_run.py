@@ -225,7 +225,8 @@ def _checked(file: Any, path: Path | str, model: Any) -> dict[str, Any]:
     different = [f"{name} {theirs[name]}, not {ours[name]}" for name in _SIZES if theirs[name] != ours[name]]
     different += [f"a hook point {name!r}" for name in about["names"] if name.removesuffix("_grad") not in model.hook_dict][:1]
     ran, given = torch.tensor(about["weights"]), torch.tensor([] if different else _weights(model))
-    if not different and not torch.allclose(ran, given, rtol=1e-2, atol=1e-4):  # the same weights in half precision are close
+    same = ran.shape == given.shape and torch.allclose(ran, given, rtol=1e-2, atol=1e-4)  # in half precision they are close
+    if not different and not same:
         different = ["other weights"]
     if different:
         raise InputError(f"{path} is of another model, {about['model']!r}: it has {', '.join(different)}")

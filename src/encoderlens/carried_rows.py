@@ -1,5 +1,6 @@
 """Whole vectors of the residual stream's components, carried forward to one point of it, a block of rows at a time."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -109,14 +110,14 @@ class CarriedRows:
             weight = self._onto(carry.weights(_picked(out_weight, index, 0))).to(activation.device)
             return carry.scaled(writer.spread(activation.to(weight.dtype), weight).movedim(-2, 0))
 
-        for index in chosen.split(max(1, BLOCK_BYTES // (self._n_numbers * 4))):
+        for index in chosen.split(max(1, BLOCK_BYTES // (math.prod(self._row_shape) * 4))):
             yield RowBlock(step, "parts", step.part_labels(index.tolist()), lambda index=index: vectors(index))
 
     @property
-    def _n_numbers(self) -> int:
-        """How many numbers a row has."""
+    def _row_shape(self) -> tuple[int, ...]:
+        """The shape of a row, a single direction as one of several."""
         out = self.stream.shape[-1] if self.onto is None else self.onto.numel() // len(self.onto)
-        return self.stream[..., 0].numel() * out
+        return (*self.stream.shape[:-1], out)
 
     def _bias(self, step: Step, carry: Carry, label: str, bias: Tensor) -> RowBlock:
         def vectors() -> Tensor:
@@ -147,8 +148,7 @@ class CarriedRows:
         """
         blocks = list(blocks)
         labels = [label for block in blocks for label in block.labels] + ["remainder"] * remainder
-        out = self.stream.shape[-1] if self.onto is None else self.onto.numel() // len(self.onto)
-        shape = (len(labels), *self.stream.shape[:-1], out)
+        shape = (len(labels), *self._row_shape)
         check_size(shape, self.stream.dtype, max_bytes)
         stack = torch.empty(shape, dtype=self.stream.dtype, device=self.stream.device)
         done = 0

@@ -221,10 +221,10 @@ class Encoder(HookedRootModule):
         """With nothing to return, stop after the last block that has a hook, unless gradients flow back through all."""
         if any(point.bwd_hooks for point in self.hook_points()):
             return plan
-        hooked = [block_of(name) for name, point in self.hook_dict.items() if point.fwd_hooks]
-        if plan.finishes and "ln_final" in {name.split(".")[0] for name, point in self.hook_dict.items() if point.fwd_hooks}:
+        hooked = [name for name, point in self.hook_dict.items() if point.fwd_hooks]
+        if plan.finishes and any(name.startswith("ln_final.") for name in hooked):
             return plan
-        last = max((layer for layer in hooked if layer is not None), default=-1)
+        last = max((layer for layer in map(block_of, hooked) if layer is not None), default=-1)
         return RunPlan(plan.returns, plan.embeds, plan.start, max(plan.start, min(plan.stop, last + 1)), False, None)
 
     def run_blocks(

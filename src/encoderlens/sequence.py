@@ -45,10 +45,6 @@ class Sequence:
         """x with zeros at padding."""
         return x if self.mask is None else x.masked_fill(~self.mask.unsqueeze(-1), 0.0)
 
-    def mean(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch width"]:
-        """The mean over each sequence's real positions."""
-        return x.mean(1) if self.mask is None else self.zeroed(x).sum(1) / self.mask.sum(1, keepdim=True)
-
     def first(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         """The stream at each sequence's first position ([CLS])."""
         return resid[:, 0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from encoderlens.components.activations import Activation
 from encoderlens.components.norm import LayerNorm
 from encoderlens.components.residual import Norm, Step, Write
+from encoderlens.errors import InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 
@@ -70,7 +71,14 @@ class AudioEmbed(nn.Module):
         masked: Bool[Tensor, "batch pos"] | None,
         sequence: Sequence,
     ) -> Float[Tensor, "batch pos d_model"]:
-        if masked is not None and self.mask_embed is not None:
+        """The stream that enters block 0.
+
+        Raises:
+            InputError: for masked frames without a vector that stands for them.
+        """
+        if masked is not None:
+            if self.mask_embed is None:
+                raise InputError("frames cannot be masked: the checkpoint has no vector that stands for masked frames")
             frames = torch.where(masked.unsqueeze(-1), self.mask_embed, frames)
         embed = self.hook_embed(sequence.zeroed(frames))
         resid = embed + self.hook_pos_embed(self.pos_embed(embed))
