@@ -49,8 +49,8 @@ def test_importing_loads_neither_transformers_nor_matplotlib() -> None:
 def test_public_names() -> None:
     names = {name for name in vars(encoderlens) if not name.startswith("_")}
     exported = {
-        "ActivationCache", "BertNextSentencePrediction", "EncoderConfig", "FactoredMatrix", "HookPoint", "HookedEncoder",
-        "HookedRootModule", "errors", "hook_points", "utils",
+        "ActivationCache", "BertNextSentencePrediction", "EncoderConfig", "FactoredMatrix", "HookPoint",
+        "HookedAudioEncoder", "HookedEncoder", "HookedRootModule", "errors", "hook_points", "utils",
     }  # fmt: skip
     assert exported <= names
     modules = {path.stem for path in Path(encoderlens.__file__).parent.iterdir()}

@@ -9,6 +9,21 @@ import transformers
 TOKENIZER = Path(__file__).parent / "data" / "tokenizer"
 N_VOCAB = 188
 
+# Three convolutions, stride 20, receptive field 43.
+SPEECH: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 31,
+    "conv_dim": (9, 7, 11),
+    "conv_kernel": (8, 3, 2),
+    "conv_stride": (5, 2, 2),
+    "num_conv_pos_embeddings": 6,
+    "num_conv_pos_embedding_groups": 4,
+    "vocab_size": 32,
+    "classifier_proj_size": 17,
+    "num_labels": 5,
+}
 # One entry a family, by model_type: sizes that no two axes share.
 TINY: dict[str, dict[str, Any]] = {
     "bert": {
@@ -20,7 +35,9 @@ TINY: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 37,
         "type_vocab_size": 2,
         "num_labels": 3,
-    }
+    },
+    "hubert": SPEECH,
+    "wav2vec2": SPEECH,
 }
 
 
@@ -34,15 +51,22 @@ def tiny_hf(hf_class: str, seed: int = 0, **overrides: Any) -> Any:
     model = cls(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                parameter.copy_(noise * 0.25)
-            elif "LayerNorm.weight" in name:
-                parameter.copy_(1 + 0.3 * noise)
-            else:
-                parameter.copy_(0.3 * noise)
+        for name, values in (*model.named_parameters(), *model.named_buffers()):
+            if values.is_floating_point():
+                values.copy_(_trained_like(name, torch.randn(values.shape, generator=generator)))
     return model
+
+
+GAINS = ("LayerNorm.weight", "layer_norm.weight", "batch_norm.weight", "weight.original0")
+
+
+def _trained_like(name: str, noise: torch.Tensor) -> torch.Tensor:
+    """What a parameter, or a running statistic, of this name could look like."""
+    if name.endswith("running_var"):
+        return 1 + 0.5 * noise.abs()
+    if name.endswith(GAINS):
+        return 1 + 0.3 * noise
+    return noise * (0.25 if noise.ndim > 1 else 0.3)
 
 
 def tiny_batch(vocab: int = N_VOCAB, n_types: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -54,3 +78,11 @@ def tiny_batch(vocab: int = N_VOCAB, n_types: int = 2, seed: int = 0) -> dict[st
     mask[1, 7:] = 0
     mask[2, 4:] = 0
     return {"tokens": tokens, "types": types, "mask": mask}
+
+
+def tiny_waves(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
+    """Noise with a slow swell, as clips of these many samples."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(n, generator=generator) * (0.1 + 0.05 * torch.linspace(0, 9, n).sin()) for n in lengths or (700, 401, 533)
+    ]

@@ -1,4 +1,6 @@
-"""Mechanistic interpretability for encoders: hooks on every activation of BERT-style models, at the speed of a forward pass."""
+"""Mechanistic interpretability for encoders: hooks on every activation of BERT- and HuBERT-style models, at the speed of a
+forward pass.
+"""
 
 from encoderlens import errors as errors
 from encoderlens import hook_points as hook_points
@@ -8,6 +10,7 @@ from encoderlens.bert_next_sentence_prediction import BertNextSentencePrediction
 from encoderlens.config import EncoderConfig as EncoderConfig
 from encoderlens.factored_matrix import FactoredMatrix as FactoredMatrix
 from encoderlens.hook_points import HookPoint as HookPoint
+from encoderlens.hooked_audio_encoder import HookedAudioEncoder as HookedAudioEncoder
 from encoderlens.hooked_encoder import HookedEncoder as HookedEncoder
 from encoderlens.hooked_root_module import HookedRootModule as HookedRootModule
 

@@ -11,7 +11,7 @@ from encoderlens.cached_run import CachedRun, Window, as_slice
 from encoderlens.carried_rows import CarriedRows, check_size
 from encoderlens.components.heads import Head, LinearHead
 from encoderlens.components.residual import Norm, Step
-from encoderlens.errors import InputError
+from encoderlens.errors import AnalysisError, InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.linearised import Carry, require_eval
 from encoderlens.names import stream_label
@@ -318,6 +318,7 @@ class ActivationCache(CachedRun):
 
         Raises:
             TaskError: for a model without a head.
+            AnalysisError: for a head that reads the streams of all layers.
             InputError: for a target that is not there; a stack of other sequences or positions than these; positions for a
                 head that reads a whole sequence.
         """
@@ -353,6 +354,10 @@ class ActivationCache(CachedRun):
         model = self.model
         require_eval(model)
         head = model.task_head()
+        if head.layer_sum is not None:
+            raise AnalysisError(
+                f"the {head.task} head reads the streams of all layers, not the final one: take direct_logit_attribution"
+            )
         if not head.per_position and not window.selects_all:
             raise InputError(f"the {head.task} head reads a whole sequence: its rows need every position, without pos_slice")
         if not head.per_position and self.positions is not None:

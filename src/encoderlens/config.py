@@ -78,10 +78,26 @@ class FrontendPart(Part):
     norm: Literal["group", "layer"] = "group"
     act_fn: str = "gelu"
 
+    def check(self) -> None:
+        sizes = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}
+        if not self.channels or len({len(values) for values in sizes.values()}) > 1:
+            raise ConfigError(f"channels, kernels and strides have one entry a convolution, not {sizes}")
+        for name, values in sizes.items():
+            for value in values:
+                _check_size(f"an entry of {name}", value)
+
     @property
     def stride(self) -> int:
         """Samples from one frame to the next."""
         return math.prod(self.strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees."""
+        field = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            field = (field - 1) * stride + kernel
+        return field
 
     def n_frames(self, n_samples: int) -> int:
         """How many frames a waveform has; none if it is shorter than the receptive field."""
@@ -102,6 +118,24 @@ class ProjectionPart(Part):
 
 
 @dataclass(frozen=True)
+class SpecAugment:
+    """What is masked in training (Park et al. 2019): spans of frames, and spans of channels.
+
+    Attributes:
+        time_share, channel_share: the share that spans would cover if none overlapped.
+        time_length, channel_length: the length of a span.
+        time_spans, channel_spans: at least so many spans.
+    """
+
+    time_share: float
+    time_length: int
+    time_spans: int
+    channel_share: float
+    channel_length: int
+    channel_spans: int
+
+
+@dataclass(frozen=True)
 class AudioEmbedPart(Part):
     """Projected frames + positions, then a norm in post-LN encoders."""
 
@@ -112,19 +146,27 @@ class AudioEmbedPart(Part):
     masks: bool = True
     normed: bool = True
     dropout: float = 0.0
+    augment: SpecAugment | None = None
 
 
 @dataclass(frozen=True)
 class ConvPositionsPart(Part):
-    """Positions from a convolution over neighbouring frames."""
+    """Positions from a convolution over neighbouring frames, whose weight has direction and length of its own."""
 
-    component = "ConvPositions"
+    component = "WeightNormConvPositions"
     positional_embedding_type: ClassVar[str] = "convolution"
     n_ctx: ClassVar[None] = None
     sizes = ("kernel", "groups")
     kernel: int = 128
     groups: int = 16
     act_fn: str = "gelu"
+
+
+@dataclass(frozen=True)
+class BatchNormConvPositionsPart(ConvPositionsPart):
+    """The same with a plain weight, behind a batch norm."""
+
+    component = "BatchNormConvPositions"
 
 
 @dataclass(frozen=True)
@@ -142,6 +184,7 @@ class MLPPart(Part):
     sizes = ("d_mlp",)
     d_mlp: int
     act_fn: str = "gelu"
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -234,6 +277,32 @@ class QuestionAnsweringPart(HeadPart):
 
 
 @dataclass(frozen=True)
+class CTCPart(HeadPart):
+    """Symbols for each frame, and a blank (Graves et al. 2006)."""
+
+    component = "CTCHead"
+    task = "ctc"
+    sizes = ("d_vocab",)
+    d_vocab: int
+    blank: int = 0
+    reduction: Literal["sum", "mean"] = "sum"
+    zero_infinity: bool = False
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AudioClassificationPart(HeadPart):
+    """Classes for a clip, from the mean of its projected frames; ``n_summed`` streams are summed first, if it is not None."""
+
+    component = "AudioClassificationHead"
+    task = "sequence_classification"
+    sizes = ("d_pooled",)
+    labels: tuple[str, ...]
+    d_pooled: int = 256
+    n_summed: int | None = None
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """A whole encoder.
 
@@ -242,6 +311,7 @@ class EncoderConfig:
         original_architecture: the Hugging Face class that it came from or would be saved as.
         heads: every head that it carries; the first is the default task.
         frontend, projection: of encoders that read waveforms.
+        layerdrop: the share of blocks that a training run leaves out (Fan et al. 2020).
         model_name: the name or folder that it was loaded from.
     """
 
@@ -259,6 +329,7 @@ class EncoderConfig:
     heads: tuple[HeadPart, ...] = ()
     frontend: FrontendPart | None = None
     projection: ProjectionPart | None = None
+    layerdrop: float = 0.0
     initializer_range: float = 0.02
     model_name: str = "custom"
 
@@ -302,7 +373,12 @@ class EncoderConfig:
 
     @property
     def d_vocab_out(self) -> int | None:
-        return self.embed.d_vocab
+        return next((head.d_vocab for head in self.heads if isinstance(head, CTCPart)), self.embed.d_vocab)
+
+    @property
+    def modality(self) -> Literal["text", "audio"]:
+        """What the encoder reads."""
+        return "text" if self.frontend is None else "audio"
 
     @property
     def n_token_types(self) -> int | None:

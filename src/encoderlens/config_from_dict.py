@@ -9,8 +9,11 @@ import torch
 from encoderlens.config import (
     AbsolutePositionsPart,
     AttentionPart,
+    AudioEmbedPart,
+    ConvPositionsPart,
     EmbeddingPart,
     EncoderConfig,
+    FrontendPart,
     LayerNormPart,
     MaskedLMPart,
     MLPPart,
@@ -18,6 +21,7 @@ from encoderlens.config import (
     NextSentencePart,
     PoolerPart,
     PostLNPart,
+    ProjectionPart,
 )
 from encoderlens.errors import ConfigError
 from encoderlens.names import did_you_mean
@@ -110,14 +114,10 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
     missing = [name for name in ("d_model", "n_layers", "n_ctx", "d_vocab") if name not in values]
     if missing:
         raise ConfigError(f"the configuration lacks {', '.join(missing)}")
-    for name in _WHOLE:
-        if not isinstance(values.get(name, 1), int):
-            raise ConfigError(f"{name} is {values[name]!r}; it must be a positive whole number")
+    _check_whole(values)
     d_model = values["d_model"]
     n_heads, d_head = _heads(values, d_model)
-    attn_scale = values.get("attn_scale", -1.0)
-    if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
-        raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
+    _check_scale(values, d_head)
     if values.get("d_vocab_out", -1) not in (-1, values["d_vocab"]):
         raise ConfigError("d_vocab_out differs from d_vocab: the masked-LM head scores the word pieces of the embedding")
     act_fn = values.get("act_fn", "gelu")
@@ -137,9 +137,77 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         initializer_range=_initializer_range(values),
         model_name=values.get("model_name", "custom"),
     )
+    return _request(encoder, values)
+
+
+# Fields of an audio encoder's front end that TransformerLens' configuration has not, with HuBERT-base's values.
+_FRONTEND: dict[str, Any] = {
+    "conv_dim": (512,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "mask_embed": True,
+}
+
+
+def audio_request_from_dict(values: dict[str, Any]) -> ModelRequest:
+    """A TransformerLens-style dictionary as a HuBERT without heads, in HuBERT-base's layout: group norm, post-LN.
+
+    Required: ``d_model``, ``n_layers``, and ``d_head`` or ``n_heads``. ``d_mlp`` is ``4 * d_model`` when left out, ``act_fn``
+    gelu, ``eps`` 1e-5. The front end is HuBERT-base's where ``conv_dim``, ``conv_kernel``, ``conv_stride``,
+    ``num_conv_pos_embeddings`` and ``num_conv_pos_embedding_groups`` do not say otherwise; ``mask_embed`` (True) is whether
+    there is a vector for masked frames. ``n_ctx`` and ``d_vocab`` mean nothing here.
+
+    Raises:
+        ConfigError: as ``request_from_dict``.
+    """
+    shape = {name: values.get(name, default) for name, default in _FRONTEND.items()}
+    common = {name: value for name, value in values.items() if name not in (*_FRONTEND, "n_ctx", "d_vocab", "d_vocab_out")}
+    _refuse_unknown(common)
+    missing = [name for name in ("d_model", "n_layers") if name not in values]
+    if missing:
+        raise ConfigError(f"the configuration lacks {', '.join(missing)}")
+    _check_whole(common)
+    d_model = values["d_model"]
+    n_heads, d_head = _heads(values, d_model)
+    _check_scale(values, d_head)
+    eps, channels = values.get("eps", 1e-5), tuple(shape["conv_dim"])
+    encoder = EncoderConfig(
+        family="hubert",
+        original_architecture="HubertModel",
+        d_model=d_model,
+        n_layers=values["n_layers"],
+        frontend=FrontendPart(channels, tuple(shape["conv_kernel"]), tuple(shape["conv_stride"])),
+        projection=ProjectionPart(channels[-1], eps),
+        embed=AudioEmbedPart(masks=shape["mask_embed"]),
+        positions=ConvPositionsPart(shape["num_conv_pos_embeddings"], shape["num_conv_pos_embedding_groups"]),
+        attention=AttentionPart(n_heads, d_head),
+        norm=LayerNormPart(eps),
+        mlp=MLPPart(values.get("d_mlp") or 4 * d_model, values.get("act_fn", "gelu")),
+        block=PostLNPart(),
+        initializer_range=_initializer_range(values),
+        model_name=values.get("model_name", "custom"),
+    )
+    return _request(encoder, values)
+
+
+def _request(encoder: EncoderConfig, values: dict[str, Any]) -> ModelRequest:
     flags = {flag: values[flag] for flag in ModelConfig.FLAGS if flag in values}
     dtype = values.get("dtype", torch.float32)
     return ModelRequest(encoder, values.get("device"), dtype, values.get("seed"), values.get("tokenizer_name"), flags)
+
+
+def _check_whole(values: dict[str, Any]) -> None:
+    for name in _WHOLE:
+        if not isinstance(values.get(name, 1), int):
+            raise ConfigError(f"{name} is {values[name]!r}; it must be a positive whole number")
+
+
+def _check_scale(values: dict[str, Any], d_head: int) -> None:
+    attn_scale = values.get("attn_scale", -1.0)
+    if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
+        raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:

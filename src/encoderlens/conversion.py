@@ -46,6 +46,7 @@ def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
         sizes=_axis_sizes(encoder),
         base_prefix=family.base_prefix,
         ignored=family.ignored,
+        kept=family.kept,
         tied=encoder.tie_word_embeddings,
         leave=checkpoint.leave,
     )
@@ -63,8 +64,8 @@ def fill_from_transformer_lens(model: Encoder, state_dict: dict[str, Tensor]) ->
     """
     encoder = model.cfg.encoder
     source = MemorySource(state_dict, "the TransformerLens state dict")
-    targets = dict(model.named_parameters(remove_duplicate=False))
-    rows = [row for row in transformer_lens.rows(encoder.n_layers) if row.target in targets]
+    n_convs = 0 if encoder.frontend is None else len(encoder.frontend.channels)
+    rows = transformer_lens.rows(encoder.modality, encoder.n_layers, n_convs)
     model.load_report = weights.apply(rows, source, model, sizes=_axis_sizes(encoder), ignored=transformer_lens.IGNORED)
 
 
@@ -75,25 +76,54 @@ def transformer_lens_defaults(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     return {"eps": transformer_lens.EPS, "tie_word_embeddings": tied}
 
 
+def hf_base_model(model: Encoder) -> Any:
+    """The base model of the Hugging Face family, of which every parameter is the model's own."""
+    import transformers
+
+    encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
+    config = _hf_config(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    rows = [row for row in weights.present(family.rows_of(encoder), model) if row.source.startswith(family.base_prefix)]
+    own = {row.source.removeprefix(family.base_prefix): parameters[row.target] for row in rows}
+    own |= {name.removeprefix(family.base_prefix): tensor for name, tensor in model.load_report.spare.items()}
+    with torch.device("meta"):
+        hf_model = getattr(transformers, family.base_class)(config)
+    names = hf_model.state_dict()
+    for name in names:
+        if name not in own:  # the vector for masked frames, or a counter of batches
+            own[name] = torch.zeros(names[name].shape, dtype=names[name].dtype, device=model.cfg.device)
+    hf_model.load_state_dict({name: own[name] for name in names}, assign=True)
+    return hf_model.eval()
+
+
 def to_hf(model: Encoder) -> Any:
     """See ``HookedEncoder.to_hf``."""
     import transformers
 
     encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
-    values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
-    values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
-    config = loading.hf_config(family.model_type, values)
+    config = _hf_config(model)
     hf_class = getattr(transformers, encoder.original_architecture)
     hf_model = hf_class(config, **family.hf_arguments(encoder)).to(model.cfg.dtype)
     tensors = weights.invert(family.rows_of(encoder), model, _axis_sizes(encoder)) | dict(model.load_report.spare)
-    if not family.classes[encoder.original_architecture]:
+    if encoder.original_architecture == family.base_class:
         tensors = {name.removeprefix(family.base_prefix): tensor for name, tensor in tensors.items()}
     names = hf_model.state_dict()
     lacking = [name for name in tensors if name not in names]
     if lacking:
         log.warning("%s has no place for %s; they are not in the result", hf_class.__name__, ", ".join(lacking))
-    hf_model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in names})
+    absent = [name for name in names if name not in tensors]
+    if absent:
+        log.warning("%s has %s, which this model lacks; it is initialised at random", hf_class.__name__, ", ".join(absent))
+    hf_model.load_state_dict(names | {name: tensor for name, tensor in tensors.items() if name in names})
     return hf_model.to(model.cfg.device).eval()
+
+
+def _hf_config(model: Encoder) -> Any:
+    """The Hugging Face configuration: as it was loaded, with what the model is now."""
+    encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
+    values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
+    values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
+    return loading.hf_config(family.model_type, values)
 
 
 def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:

@@ -1,27 +1,28 @@
-"""Encoder: what the hooked text and audio encoders share: blocks, heads, planned runs, weight properties, moving."""
+"""Encoder: what the hooked text and audio encoders share: blocks, heads, planned runs, their place on the stream, moving."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor, nn
 
+from encoderlens.batch import Batch
 from encoderlens.components import Head, build, empty_parameters
-from encoderlens.components.block import Block
+from encoderlens.components.linear import Gains
 from encoderlens.components.norm import LayerNorm
-from encoderlens.components.residual import Step
+from encoderlens.components.residual import Norm, Step
 from encoderlens.config import EncoderConfig, ModelConfig
 from encoderlens.errors import ConfigError, InputError, TaskError
-from encoderlens.factored_matrix import FactoredMatrix
 from encoderlens.hook_points import HookPoint
-from encoderlens.hooked_root_module import HookedRootModule
-from encoderlens.names import block_of, did_you_mean, head_label
-from encoderlens.sequence import Sequence
-from encoderlens.shapes import Stream
+from encoderlens.names import block_of, did_you_mean
+from encoderlens.sequence import Sequence, at_positions
+from encoderlens.shapes import Resid, Stream
+from encoderlens.weight_stacks import WeightStacks
 from encoderlens.weights import LoadReport
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
@@ -35,18 +36,23 @@ class RunPlan:
 
     Attributes:
         returns: the kind of output.
-        embeds: whether it starts from the input, rather than from a residual stream.
+        front: the modules and hook points that run in front of the blocks; none for a run from a residual stream.
         start, stop: the blocks that run, the last one excluded.
         finishes: whether the final norm of a pre-LN encoder runs.
         head: the head that runs, if any.
     """
 
     returns: ReturnType | None
-    embeds: bool
+    front: tuple[str, ...]
     start: int
     stop: int
     finishes: bool
     head: Head | None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it starts from the input, rather than from a residual stream."""
+        return bool(self.front)
 
     def reaches(self, name: str) -> bool:
         """Whether the run computes a hook point."""
@@ -56,17 +62,17 @@ class RunPlan:
         top = name.split(".")[0]
         if top == "ln_final":
             return self.finishes
-        return self.embeds if top in ("embed", "hook_full_embed") else self.head is not None and top in self.head.modules
+        return top in self.front or (self.head is not None and top in self.head.modules)
 
     def __str__(self) -> str:
         blocks = f"blocks {self.start} to {self.stop - 1}" if self.start < self.stop else "no block"
         parts = [f"return_type={self.returns!r}", blocks]
-        parts += ["the embeddings"] if self.embeds else []
+        parts += [name for top, name in (("frontend", "the front end"), ("embed", "the embeddings")) if top in self.front]
         parts += [f"the {self.head.task} head"] if self.head else ["no head"]
         return ", ".join(parts)
 
 
-class Encoder(HookedRootModule):
+class Encoder(WeightStacks, ABC):
     """Base of hooked encoders, whatever they read.
 
     Attributes:
@@ -76,10 +82,13 @@ class Encoder(HookedRootModule):
         heads: every head that the model carries, by task.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
+        tokenizer: of the text that the model reads, or of what it predicts; None without one.
     """
 
-    blocks: nn.ModuleList
+    tokenizer: Any
     ln_final: LayerNorm | None
+
+    FRONT: ClassVar[tuple[str, ...]] = ("embed", "hook_full_embed")  # what stands in front of the blocks
 
     def __init__(self, cfg: EncoderConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -94,6 +103,9 @@ class Encoder(HookedRootModule):
     def _make(self, cfg: EncoderConfig) -> None:
         context: dict[str, Any] = {"d_model": cfg.d_model}
         context["norm"] = partial(build, cfg.norm, {"d_model": cfg.d_model})
+        if cfg.frontend is not None and cfg.projection is not None:
+            self.frontend = build(cfg.frontend, context)
+            self.projection = build(cfg.projection, context)
         self.embed = build(cfg.embed, context | {"pos_embed": build(cfg.positions, context)})
         self.hook_full_embed = HookPoint("batch pos d_model")
         self.blocks = nn.ModuleList(
@@ -101,7 +113,7 @@ class Encoder(HookedRootModule):
             for _ in range(cfg.n_layers)
         )
         self.ln_final = context["norm"]() if cfg.block.final_norm else None
-        context["embedding"] = self.embed.embed.weight
+        context |= self.embed.shared
         self.heads: dict[str, Head] = {}
         if cfg.pooler is not None:
             self.pooler = context["pooler"] = build(cfg.pooler, context)
@@ -111,7 +123,8 @@ class Encoder(HookedRootModule):
                 setattr(self, name, module)
 
     def initialise(self, seed: Any = None) -> None:
-        """Fill every parameter: matrices from N(0, ``initializer_range``), norms with ones, biases with zeros.
+        """Fill every parameter: matrices from N(0, ``initializer_range``), convolutions from N(0, sqrt(2 / fan-in)) (He et al.
+        2015), gains with ones, biases with zeros.
 
         Args:
             seed: of a generator of its own; None draws one seed from torch's global generator.
@@ -122,13 +135,16 @@ class Encoder(HookedRootModule):
         generator = torch.Generator(self.cfg.device).manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(0.0, self.cfg.initializer_range, generator=generator)
-                else:
+                if parameter.ndim == 1:
                     parameter.zero_()
+                    continue
+                deviation = self.cfg.initializer_range if parameter.ndim == 2 else (2 / parameter[0].numel()) ** 0.5
+                parameter.normal_(0.0, deviation, generator=generator)
             for module in self.modules():
-                if isinstance(module, LayerNorm):
-                    module.w.fill_(1.0)
+                gains = [getattr(module, name) for name in module.gains] if isinstance(module, Gains) else []
+                for gain in gains:
+                    if gain is not None:
+                        gain.fill_(1.0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -179,8 +195,12 @@ class Encoder(HookedRootModule):
         return_type: Any = ...,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
+        front: tuple[str, ...] | None = None,
     ) -> RunPlan:
         """What a run with these arguments computes.
+
+        Args:
+            front: what runs in front of the blocks, if not all of ``FRONT``.
 
         Raises:
             InputError: for an unknown return type, or layers that are not there.
@@ -193,7 +213,11 @@ class Encoder(HookedRootModule):
         if stop < start:
             raise InputError(f"stop_at_layer={stop_at_layer} lies before start_at_layer={start_at_layer}")
         head = self.heads[self.task] if returns in ("logits", "predictions", "loss") and self.task else None
-        plan = RunPlan(returns, start_at_layer is None, start, stop, stop_at_layer is None, head)
+        if head is not None and head.layer_sum is not None and start > 0:
+            raise InputError(f"the {head.task} head reads the streams of all layers, and this run starts at layer {start}")
+        in_front = () if start_at_layer is not None else self.FRONT if front is None else front
+        finishes = stop_at_layer is None and (head is None or head.layer_sum is None)
+        plan = RunPlan(returns, in_front, start, stop, finishes, head)
         if self.context_level:
             self.check_reachable(plan.reaches, f"this run does not compute it ({plan})")
         return plan if returns is not None else self._shortened(plan)
@@ -225,14 +249,90 @@ class Encoder(HookedRootModule):
         if plan.finishes and any(name.startswith("ln_final.") for name in hooked):
             return plan
         last = max((layer for layer in map(block_of, hooked) if layer is not None), default=-1)
-        return RunPlan(plan.returns, plan.embeds, plan.start, max(plan.start, min(plan.stop, last + 1)), False, None)
+        return RunPlan(plan.returns, plan.front, plan.start, max(plan.start, min(plan.stop, last + 1)), False, None)
 
-    def run_blocks(
-        self, resid: Float[Tensor, "batch pos d_model"], plan: RunPlan, sequence: Sequence
-    ) -> Float[Tensor, "batch pos d_model"]:
-        for block in self.blocks[plan.start : plan.stop]:
-            resid = block(resid, sequence)
+    # Running
+
+    def run(
+        self,
+        plan: RunPlan,
+        batch: Batch,
+        first: Callable[[], Resid],
+        labels: Tensor | None = None,
+        at: Int[Tensor, "batch k"] | None = None,
+    ) -> Any:
+        """One run: the blocks from the stream that ``first`` makes, then the head, at some positions or all.
+
+        Args:
+            plan: what to compute.
+            batch: what is read; its sequence goes with the stream.
+            first: makes the stream in front of the first block, inside the run.
+            labels: for a loss.
+            at: positions whose logits are wanted, of a head that has logits for every position; None for all.
+
+        Raises:
+            InputError: before anything runs, for labels that do not fit, and for input without what predictions need.
+        """
+        head = plan.head
+        if head is not None and labels is not None:
+            head.check_labels(labels, batch.sequence)
+        if head is not None and plan.returns == "predictions":
+            head.check_input(batch)
+        with self.run_state.run(batch.sequence, batch.token_ids):
+            resid = self.run_blocks(first(), plan, batch.sequence)
+            if head is None or plan.returns is None:
+                return None if plan.returns is None else resid
+            logits = head.forward(resid if at is None else at_positions(resid, at), batch.sequence)
+            if labels is not None:
+                return head.loss(logits, labels.to(logits.device), batch.sequence)
+            if plan.returns != "predictions":
+                return logits
+            decoded = head.decode(logits, batch)
+            return head.decode_one(decoded[0]) if batch.single else decoded
+
+    def run_blocks(self, resid: Resid, plan: RunPlan, sequence: Sequence) -> Resid:
+        """The stream after the last block that runs, through any final norm; or the sum of streams that the head reads."""
+        layer_sum = None if plan.head is None else plan.head.layer_sum
+        streams = [resid]
+        for block in self._layers()[plan.start : plan.stop]:
+            if not self._drops_block():
+                resid = block(resid, sequence)
+            streams = [resid] if layer_sum is None else [*streams, resid]
+        if layer_sum is not None:
+            return layer_sum(streams)
         return self.ln_final(resid) if plan.finishes and self.ln_final is not None else resid
+
+    def _drops_block(self) -> bool:
+        return self.training and self.cfg.layerdrop > 0 and bool(torch.rand(()) < self.cfg.layerdrop)
+
+    def check_options(self, plan: RunPlan, labels: Any, logits_at: Any) -> None:
+        """Refuse labels without a loss, a loss without labels, and positions where there are no logits for positions.
+
+        Raises:
+            InputError: for any of these.
+        """
+        if (labels is not None) != (plan.returns == "loss"):
+            found = "no labels" if labels is None else "labels"
+            raise InputError(f"return_type={plan.returns!r} with {found}; labels and return_type='loss' go together")
+        if not isinstance(labels, Tensor | None):
+            raise InputError(f"labels are a tensor, not a {type(labels).__name__}")
+        if logits_at is not None and not (plan.returns == "logits" and plan.head and plan.head.per_position):
+            raise InputError("logits_at chooses positions of return_type='logits' of a head that has logits for every position")
+
+    def check_stream(self, resid: Any) -> Resid:
+        """The residual stream that a run with ``start_at_layer`` is given, where the model is and as what it computes.
+
+        Raises:
+            InputError: for anything else.
+        """
+        if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
+            found = list(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
+            raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")
+        return resid.to(self.cfg.device, self.cfg.dtype)
+
+    @abstractmethod
+    def prepare(self, input: Any, /) -> Batch:
+        """One checked batch, which ``forward`` takes in place of the input."""
 
     def residual_path(self, layer: int | None = None, mlp_input: bool = False) -> list[Step]:
         """What joins the residual stream, and the norms that it passes through, up to a layer.
@@ -261,9 +361,25 @@ class Encoder(HookedRootModule):
         return self.ln_final if layer == len(blocks) else blocks[layer].norm_in_front(mlp_input)
 
     def as_final(self, resid: Stream, layer: int, mlp_input: bool = False) -> Stream:
-        """A stream from inside as a head would read it if nothing more were written: the norms, without the sublayers."""
+        """A stream from inside as the final one, if nothing more were written: the norms, without the sublayers."""
         settled = self._layers()[layer].settled(resid) if mlp_input else resid
         return settled if self.ln_final is None else self.ln_final(settled)
+
+    def as_read(self, head: Head, before: list[Resid], resid: Resid, layer: int, mlp_input: bool = False) -> Resid:
+        """A stream from inside as a head would read it if nothing more were written. To a head that sums the streams of all
+        layers, it stands for every later one too.
+
+        Args:
+            before: the streams that entered the layers so far: those before ``layer``, and with ``mlp_input`` its own.
+        """
+        if head.layer_sum is None:
+            return self.as_final(resid, layer, mlp_input)
+        settled = self._layers()[layer].settled(resid) if mlp_input else resid
+        return head.layer_sum([*before, *[settled] * (self.cfg.n_layers + 1 - len(before))])
+
+    def norms_to_head(self, head: Head) -> list[Step]:
+        """The norm between the final stream and what a head reads, if there is one."""
+        return [] if self.ln_final is None or head.layer_sum is not None else [Norm(self.ln_final)]
 
     # Moving
 
@@ -281,82 +397,3 @@ class Encoder(HookedRootModule):
     def mps(self: AnyEncoder) -> AnyEncoder:
         """Move to Apple's GPU."""
         return self.to("mps", print_details=False)
-
-    # Weights
-
-    def _layers(self) -> list[Block]:
-        return cast(list[Block], list(self.blocks))
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Query weights of all layers: a differentiable copy. Edit ``blocks[l].attn.W_Q`` in place, under ``no_grad``."""
-        return torch.stack([block.attn.W_Q for block in self._layers()])
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Key weights of all layers: a differentiable copy. Edit ``blocks[l].attn.W_K`` in place, under ``no_grad``."""
-        return torch.stack([block.attn.W_K for block in self._layers()])
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Value weights of all layers: a differentiable copy. Edit ``blocks[l].attn.W_V`` in place, under ``no_grad``."""
-        return torch.stack([block.attn.W_V for block in self._layers()])
-
-    @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Output weights of attention: a differentiable copy. Edit ``blocks[l].attn.W_O`` in place, under ``no_grad``."""
-        return torch.stack([block.attn.W_O for block in self._layers()])
-
-    @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        """Input weights of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.W_in`` in place, under ``no_grad``."""
-        return torch.stack([block.mlp.W_in for block in self._layers()])
-
-    @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
-        """Output weights of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.W_out`` in place, under ``no_grad``."""
-        return torch.stack([block.mlp.W_out for block in self._layers()])
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
-        """Query biases of all layers: a differentiable copy. Edit ``blocks[l].attn.b_Q`` in place, under ``no_grad``."""
-        return torch.stack([block.attn.b_Q for block in self._layers()])
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        """Key biases of all layers: a differentiable copy. Edit ``blocks[l].attn.b_K`` in place, under ``no_grad``."""
-        return torch.stack([block.attn.b_K for block in self._layers()])
-
-    @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:
-        """Value biases of all layers: a differentiable copy. Edit ``blocks[l].attn.b_V`` in place, under ``no_grad``."""
-        return torch.stack([block.attn.b_V for block in self._layers()])
-
-    @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases of attention: a differentiable copy. Edit ``blocks[l].attn.b_O`` in place, under ``no_grad``."""
-        return torch.stack([block.attn.b_O for block in self._layers()])
-
-    @property
-    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
-        """Input biases of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.b_in`` in place, under ``no_grad``."""
-        return torch.stack([block.mlp.b_in for block in self._layers()])
-
-    @property
-    def b_out(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.b_out`` in place, under ``no_grad``."""
-        return torch.stack([block.mlp.b_out for block in self._layers()])
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """``W_Q W_K^T`` of every head [layer head d_model d_model], unscaled and without biases."""
-        return FactoredMatrix(self.W_Q, self.W_K.mT)
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """``W_V W_O`` of every head [layer head d_model d_model]."""
-        return FactoredMatrix(self.W_V, self.W_O)
-
-    def all_head_labels(self) -> list[str]:
-        """``["L0H0", "L0H1", …]``."""
-        return [head_label(layer, head) for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]

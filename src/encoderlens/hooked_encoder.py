@@ -8,14 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from encoderlens import conversion, loading
-from encoderlens.activation_cache import ActivationCache
-from encoderlens.components.heads import Head
 from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest, request_from_dict
-from encoderlens.encoder import Encoder, ReturnType, RunPlan
-from encoderlens.errors import ConfigError, InputError, TaskError
-from encoderlens.sequence import Sequence, at_positions
-from encoderlens.slices import Slice
+from encoderlens.encoder import ReturnType
+from encoderlens.errors import InputError, TaskError
+from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
+from encoderlens.sequence import Sequence, check_positions
+from encoderlens.shapes import Resid
 from encoderlens.text_input import (
     Alignment,
     TextBatch,
@@ -24,7 +23,6 @@ from encoderlens.text_input import (
     as_texts,
     check_mask,
     check_pairs,
-    check_positions,
     check_token_types,
     check_tokens,
     encode,
@@ -35,7 +33,7 @@ from encoderlens.text_input import (
 Positions = int | list | Tensor
 
 
-class HookedEncoder(Encoder):
+class HookedEncoder(PretrainedEncoder):
     """A BERT-style encoder, randomly initialised from a configuration; ``from_pretrained`` loads a checkpoint.
 
     Args:
@@ -61,15 +59,11 @@ class HookedEncoder(Encoder):
         init_weights: bool = True,
     ) -> None:
         request = _request(cfg)
-        wanted = loading.device_named(device or request.device) if move_to_device else torch.device("cpu")
-        super().__init__(request.encoder, wanted, _float_dtype(dtype or request.dtype))
-        for flag, value in request.flags.items():
-            setattr(self.cfg, flag, value)
+        loading.check_modality(request.encoder.modality, "text", request.encoder.model_name)
+        super().__init__(request, move_to_device, device, dtype, init_weights)
         if tokenizer is None and request.tokenizer_name is not None:
             tokenizer = loading.tokenizer_named(request.tokenizer_name)
-        self.tokenizer: Any = tokenizer
-        if init_weights:
-            self.initialise(request.seed)
+        self.tokenizer = tokenizer
 
     # Loading and saving
 
@@ -109,16 +103,13 @@ class HookedEncoder(Encoder):
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
         """
-        if checkpoint_index is not None or checkpoint_value is not None:
-            raise ConfigError(
-                "checkpoint_index and checkpoint_value have no meaning for encoders: name a training step by revision="
-            )
-        name = None if model_name is None else str(model_name)
-        checkpoint = loading.open_checkpoint(name, hf_model=hf_model, revision=revision, task=task)
+        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
+        loading.check_modality(checkpoint.family.modality, "text", checkpoint.where)
         encoder = conversion.read_config(checkpoint, n_ctx)
         wanted = torch_dtype or dtype
         model = cls(encoder, None, move_to_device, device=device, dtype=wanted, init_weights=False)
         conversion.fill(model, checkpoint)
+        name = None if model_name is None else str(model_name)
         model.tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
         return model.eval()
 
@@ -145,13 +136,6 @@ class HookedEncoder(Encoder):
         model = cls(cfg, tokenizer, init_weights=False, **kwargs)
         conversion.fill_from_transformer_lens(model, state_dict)
         return model.eval()
-
-    def to_hf(self) -> Any:
-        """The Hugging Face model of the class that was loaded, with this model's weights (a copy), dtype and device.
-
-        Weights for which that class has no place (the pooler of a BertForMaskedLM) are named in a log warning.
-        """
-        return conversion.to_hf(self)
 
     # Text
 
@@ -256,21 +240,17 @@ class HookedEncoder(Encoder):
             InputError, TaskError, TokenizerMissingError, HookUnreachableError: before anything runs.
         """
         plan = self.plan(return_type, start_at_layer, stop_at_layer)
-        self._check_options(plan, labels, logits_at)
-        prepare = self.prepare if plan.embeds else self._stream
+        self.check_options(plan, labels, logits_at)
+        prepare = self.prepare if plan.embeds else self._of_stream
         batch = prepare(input, token_type_ids, one_zero_attention_mask)
         chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
-        if labels is not None and plan.head is not None:
-            plan.head.check_labels(labels, batch.sequence)
-        if plan.returns == "predictions" and plan.head is not None:
-            plan.head.check_text(batch)
-        with self.run_state.run(batch.sequence, batch.token_ids):
-            resid = self.run_blocks(self._first_stream(plan, input, batch), plan, batch.sequence)
-            if plan.returns is None or plan.head is None:
-                return None if plan.returns is None else resid
-            if chosen is not None:
-                resid = at_positions(resid, chosen)
-            return self._run_head(plan, plan.head, resid, batch, labels)
+
+        def first_stream() -> Resid:
+            if not plan.embeds:
+                return self.check_stream(input)
+            return self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
+
+        return self.run(plan, batch, first_stream, labels, chosen)
 
     def encoder_output(
         self,
@@ -300,60 +280,15 @@ class HookedEncoder(Encoder):
         with self.use_task("next_sentence"):
             return self(input, return_type, token_type_ids, one_zero_attention_mask, labels=labels)
 
-    def run_with_cache(self, *model_args: Any, pos_slice: Any = None, logits_at: Any = None, **kwargs: Any) -> tuple[Any, Any]:
-        """As ``HookedRootModule.run_with_cache``; the cache is an ActivationCache unless ``return_cache_object`` is False.
-
-        Raises:
-            InputError: for ``pos_slice`` with ``logits_at``, which give the head's hook points positions of their own.
-        """
-        if pos_slice is not None and logits_at is not None:
-            raise InputError("pos_slice and logits_at do not go together: the head would be sliced along the chosen positions")
-        at = {} if logits_at is None else {"logits_at": logits_at}
-        return super().run_with_cache(*model_args, pos_slice=pos_slice, **at, **kwargs)
-
-    def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool, pos_slice: Slice) -> ActivationCache:
-        tokens, sequence = self.run_state.tokens, self.run_state.sequence
-        mask = None if sequence is None else sequence.mask
-        tokens, mask = (
-            None if beside is None else pos_slice.apply(beside if has_batch_dim else beside[0], -1) for beside in (tokens, mask)
-        )
-        positions = None if sequence is None or pos_slice.selects_all else pos_slice.indices(sequence.pos)
-        return ActivationCache(cache, self, has_batch_dim, tokens, mask, positions)
-
-    def _check_options(self, plan: RunPlan, labels: Tensor | None, logits_at: Positions | None) -> None:
-        if (labels is not None) != (plan.returns == "loss"):
-            found = "no labels" if labels is None else "labels"
-            raise InputError(f"return_type={plan.returns!r} with {found}; labels and return_type='loss' go together")
-        if not isinstance(labels, Tensor | None):
-            raise InputError(f"labels are a tensor, not a {type(labels).__name__}")
-        if logits_at is not None and not (plan.returns == "logits" and plan.head and plan.head.per_position):
-            raise InputError("logits_at chooses positions of return_type='logits' of a head that has logits for every position")
-
-    def _stream(self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None) -> TextBatch:
-        if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != self.cfg.d_model:
-            found = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
-            raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")
+    def _of_stream(self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None) -> TextBatch:
+        batch, pos, _ = self.check_stream(input).shape
         if token_type_ids is not None:
             raise InputError("token_type_ids belong to the embeddings, which start_at_layer skips")
-        sequence = self._sequence(check_mask(mask, input.shape[:2]), *input.shape[:2])
+        sequence = self._sequence(check_mask(mask, (batch, pos)), batch, pos)
         return TextBatch(None, None, sequence, False, None, self.tokenizer)
-
-    def _first_stream(self, plan: RunPlan, input: Any, batch: TextBatch) -> Float[Tensor, "batch pos d_model"]:
-        if plan.embeds:
-            return self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
-        return input.to(self.cfg.device, self.cfg.dtype)
 
     def _sequence(self, mask: Tensor | None, batch: int, pos: int) -> Sequence:
         return Sequence(batch, pos, None if mask is None else mask.to(self.cfg.device))
-
-    def _run_head(self, plan: RunPlan, head: Head, resid: Tensor, batch: TextBatch, labels: Tensor | None) -> Any:
-        logits = head.forward(resid, batch.sequence)
-        if plan.returns == "loss" and labels is not None:
-            return head.loss(logits, labels.to(logits.device))
-        if plan.returns == "predictions":
-            decoded = head.decode(logits, batch)
-            return head.decode_one(decoded[0]) if batch.single else decoded
-        return logits
 
     # Weights
 
@@ -404,16 +339,4 @@ class HookedEncoder(Encoder):
 
 
 def _request(cfg: EncoderConfig | dict[str, Any]) -> ModelRequest:
-    if isinstance(cfg, dict):
-        return request_from_dict(cfg)
-    if not isinstance(cfg, EncoderConfig):
-        raise ConfigError(
-            f"cfg is an EncoderConfig or a dictionary, not {type(cfg).__name__}; from_pretrained loads a checkpoint"
-        )
-    return ModelRequest(cfg, None, torch.float32, None, None, {})
-
-
-def _float_dtype(dtype: torch.dtype) -> torch.dtype:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype={dtype!r}; a model's dtype is torch.float32, float16, bfloat16 or float64")
-    return dtype
+    return request_from_dict(cfg) if isinstance(cfg, dict) else plain_request(cfg)

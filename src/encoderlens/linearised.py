@@ -155,7 +155,7 @@ def direct_rows(
     require_eval(model)
     if next(model.parameters()).is_inference():
         raise AnalysisError("the model was made inside torch.inference_mode(), so nothing in it has gradients: load it outside")
-    path = model.residual_path() + ([] if model.ln_final is None else [Norm(model.ln_final)])
+    path = model.residual_path() + model.norms_to_head(head)
     hooked = [point for point in model.hook_points() if not point.only_caches]
     taps = _Taps(path, head, split)
     with torch.inference_mode(False), torch.enable_grad(), freeze([model], ["ln"]), freeze(head.modules.values(), ["gain"]):

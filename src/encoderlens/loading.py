@@ -13,7 +13,7 @@ import torch
 from encoderlens.config import HeadPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
 from encoderlens.families import family_of
-from encoderlens.families.family import ConfigReader, Family
+from encoderlens.families.family import NOT_HEADS, ConfigReader, Family
 from encoderlens.names import did_you_mean
 from encoderlens.tensor_source import WEIGHT_FILES, MemorySource, TensorSource, open_folder, shard_names
 
@@ -29,7 +29,8 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-TOKENIZER_EXTRAS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_EXTRAS = (*PROCESSOR_FILES, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ENCODER_TASK = "encoder"
 _NEED_POOLER = frozenset(part.task for part in HeadPart.__subclasses__() if part.needs_pooler)
 
@@ -122,7 +123,7 @@ def _understand(
 ) -> Checkpoint:
     present = family.parts_in(source.tensors)
     if task == ENCODER_TASK:
-        parts = present & {"pooler"}
+        parts = present & NOT_HEADS
         return Checkpoint(family, family.base_class, None, parts, config, source, where, folder, name, leave=True)
     hf_class = _class_of(family, declared, present, task, where)
     tasks = family.classes[hf_class]
@@ -132,11 +133,11 @@ def _understand(
     _check_distinct(family, parts, where)
     for wanted in tasks:
         if wanted not in parts:
-            key = family.head_rows[wanted][0].source
+            key = family.part_rows[wanted][0].source
             raise WeightsError(f"{where} is a {hf_class}, but the weights of its {wanted} head ({key}, …) are missing")
     pooled = sorted(parts & _NEED_POOLER)
-    if pooled and "pooler" not in parts:
-        key = family.head_rows["pooler"][0].source
+    if pooled and "pooler" in family.part_rows and "pooler" not in parts:
+        key = family.part_rows["pooler"][0].source
         raise WeightsError(
             f"{where} has a {pooled[0]} head, but the weights of the pooler that it reads ({key}, …) are missing"
         )
@@ -162,14 +163,14 @@ def _class_of(family: Family, declared: list[str], present: frozenset[str], task
 
 def _rivals(family: Family, present: frozenset[str], tasks: tuple[str, ...]) -> frozenset[str]:
     """Heads that only seem to be there, because one of ``tasks`` has the same keys."""
-    own = {row.source for task in tasks for row in family.head_rows[task]}
-    return frozenset(part for part in present if part not in tasks and any(row.source in own for row in family.head_rows[part]))
+    own = {row.source for task in tasks for row in family.part_rows[task]}
+    return frozenset(part for part in present if part not in tasks and any(row.source in own for row in family.part_rows[part]))
 
 
 def _check_distinct(family: Family, parts: frozenset[str], where: str) -> None:
     owners: dict[str, str] = {}
     for part in sorted(parts):
-        for row in family.head_rows[part]:
+        for row in family.part_rows[part]:
             owner = owners.setdefault(row.source, part)
             if owner != part:
                 raise UnknownArchitectureError(
@@ -179,7 +180,7 @@ def _check_distinct(family: Family, parts: frozenset[str], where: str) -> None:
 
 
 def _task_of(task: str | None, tasks: tuple[str, ...], parts: frozenset[str], where: str) -> str | None:
-    carried = sorted(parts - {"pooler"})
+    carried = sorted(parts - NOT_HEADS)
     if task is None:
         return tasks[0] if tasks else (carried[0] if carried else None)
     if task not in carried:
@@ -230,7 +231,7 @@ def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
         except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
             return None
 
-    needed = TOKENIZER_FILES if tokenizer_only else ("config.json",)
+    needed = (*TOKENIZER_FILES, *PROCESSOR_FILES) if tokenizer_only else ("config.json",)
     try:
         found = next((path for path in map(fetch, needed) if path is not None), None)
     except (HFValidationError, HfHubHTTPError) as error:
@@ -254,6 +255,28 @@ def tokenizer_of(checkpoint: Checkpoint, model_name: str | None, revision: str |
     if checkpoint.folder is None and model_name is not None:
         return load_tokenizer(find_folder(model_name, revision, tokenizer_only=True))
     return load_tokenizer(checkpoint.folder)
+
+
+def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str | None) -> Any | None:
+    """The processor of a checkpoint's folder: a feature extractor, with the tokenizer if there is one; of a model in memory,
+    that of the name given with it. None without files of a feature extractor.
+
+    Raises:
+        ConfigError: for files that cannot be read.
+    """
+    folder = checkpoint.folder
+    if folder is None and model_name is not None:
+        folder = find_folder(model_name, revision, tokenizer_only=True)
+    if folder is None or not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return None
+    from transformers import AutoFeatureExtractor, Wav2Vec2Processor
+
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # every class of transformers has errors of its own
+        raise ConfigError(f"the processor files in {folder} cannot be read: {' '.join(str(error).split())}") from error
+    tokenizer = load_tokenizer(folder)
+    return extractor if tokenizer is None else Wav2Vec2Processor(extractor, tokenizer)
 
 
 def load_tokenizer(folder: Path | None) -> Any | None:
@@ -320,6 +343,17 @@ def _config_class(model_type: str) -> Any:
     from transformers import CONFIG_MAPPING
 
     return CONFIG_MAPPING[model_type]
+
+
+def check_modality(found: str, wanted: str, where: str) -> None:
+    """Refuse a text model for the audio class, and the other way round.
+
+    Raises:
+        ConfigError: with the class to use.
+    """
+    if found != wanted:
+        remedy = {"text": "HookedEncoder", "audio": "HookedAudioEncoder"}[found]
+        raise ConfigError(f"{where} is a model that reads {found}: use {remedy}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

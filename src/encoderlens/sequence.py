@@ -5,9 +5,13 @@ one is a change to this file, to HookPoint and to attention, and to no family.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from encoderlens.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,18 @@ class Sequence:
     Attributes:
         batch, pos: the size of the batch, padding included.
         mask: True at real positions [batch pos]; None when every position is real.
+        alone: each sequence gets what it would get alone: nothing of its padding, also where the checkpoint would let it in.
     """
 
     batch: int
     pos: int
     mask: Bool[Tensor, "batch pos"] | None = None
+    alone: bool = False
+
+    def rows(self, chosen: slice) -> "Sequence":
+        """Some of its sequences, with all positions."""
+        mask = None if self.mask is None else self.mask[chosen].clone()
+        return Sequence(len(range(self.batch)[chosen]), self.pos, mask, self.alone)
 
     def part(self, rows: slice) -> "Sequence":
         """Some of its sequences, copied, without positions at the end that are padding in all of them."""
@@ -45,6 +56,22 @@ class Sequence:
         """x with zeros at padding."""
         return x if self.mask is None else x.masked_fill(~self.mask.unsqueeze(-1), 0.0)
 
+    @property
+    def real(self) -> Bool[Tensor, "batch pos"]:
+        """True at real positions."""
+        return torch.ones(self.batch, self.pos, dtype=torch.bool) if self.mask is None else self.mask
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many real positions each sequence has."""
+        return [self.pos] * self.batch if self.mask is None else self.mask.sum(1).tolist()
+
+    def mean(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch width"]:
+        """The mean of x over real positions."""
+        if self.mask is None:
+            return x.mean(1)
+        return self.zeroed(x).sum(1) / self.mask.sum(1, keepdim=True)
+
     def first(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         """The stream at each sequence's first position ([CLS])."""
         return resid[:, 0]
@@ -54,3 +81,23 @@ def at_positions(x: Float[Tensor, "batch pos width"], at: Int[Tensor, "batch k"]
     """x at some positions of each sequence."""
     index = at.to(x.device).unsqueeze(-1)
     return x.gather(1, index.expand(-1, -1, x.shape[-1]))
+
+
+def check_positions(at: Any, sequence: Sequence) -> Int[Tensor, "batch k"]:
+    """Chosen positions of each sequence, counted from the start.
+
+    Raises:
+        InputError: for anything but an int, a list of ints or an integer tensor [k] or [batch k], all within the sequence.
+    """
+    try:
+        chosen = torch.atleast_1d(torch.as_tensor(at))
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"logits_at is an int, a list of ints, or an integer tensor [k] or [batch k], not {at!r}") from None
+    if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.ndim > 2 or chosen.numel() == 0:
+        raise InputError("logits_at is an int, a list of ints, or an integer tensor [k] or [batch k]")
+    if chosen.ndim == 2 and len(chosen) != sequence.batch:
+        raise InputError(f"logits_at has {len(chosen)} rows, the input {sequence.batch}")
+    low, high = (int(value) for value in torch.aminmax(chosen))
+    if low < -sequence.pos or high >= sequence.pos:
+        raise InputError(f"logits_at asks for positions {low} to {high}; the input has {sequence.pos}")
+    return (chosen.long() % sequence.pos).expand(sequence.batch, chosen.shape[-1])

@@ -38,6 +38,25 @@ class TextBatch(TextContext):
     tokenizer: Any | None
 
     @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Each text, or the number of each row of tokens."""
+        if self.texts is None:
+            return tuple(map(str, range(self.sequence.batch)))
+        return tuple(text if isinstance(text, str) else " | ".join(text) for text in self.texts)
+
+    @property
+    def position_labels(self) -> tuple[str, ...]:
+        """Number and token, or the number alone without a tokenizer."""
+        if self.tokenizer is None:
+            return tuple(map(str, range(self.sequence.pos)))
+        tokens = self.tokenizer.convert_ids_to_tokens(self.tokens[0].tolist())
+        return tuple(f"{number} {token}" for number, token in enumerate(tokens))
+
+    @property
     def tokens(self) -> Int[Tensor, "batch pos"]:
         if self.token_ids is None:
             raise InputError("predictions need the tokens, which a run from start_at_layer does not have; take the logits")
@@ -278,26 +297,6 @@ def check_mask(mask: Any, shape: torch.Size | tuple[int, ...]) -> Bool[Tensor, "
     if empty:
         raise InputError(f"one_zero_attention_mask leaves sequence {empty[0]} without a real position")
     return None if bool(real.all()) else real
-
-
-def check_positions(at: Any, sequence: Sequence) -> Int[Tensor, "batch k"]:
-    """Chosen positions of each sequence, counted from the start.
-
-    Raises:
-        InputError: for anything but an int, a list of ints or an integer tensor [k] or [batch k], all within the sequence.
-    """
-    try:
-        chosen = torch.atleast_1d(torch.as_tensor(at))
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"logits_at is an int, a list of ints, or an integer tensor [k] or [batch k], not {at!r}") from None
-    if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.ndim > 2 or chosen.numel() == 0:
-        raise InputError("logits_at is an int, a list of ints, or an integer tensor [k] or [batch k]")
-    if chosen.ndim == 2 and len(chosen) != sequence.batch:
-        raise InputError(f"logits_at has {len(chosen)} rows, the input {sequence.batch}")
-    low, high = (int(value) for value in torch.aminmax(chosen))
-    if low < -sequence.pos or high >= sequence.pos:
-        raise InputError(f"logits_at asks for positions {low} to {high}; the input has {sequence.pos}")
-    return (chosen.long() % sequence.pos).expand(sequence.batch, chosen.shape[-1])
 
 
 def check_pairs(input: Any, token_type_ids: Tensor | None) -> None:

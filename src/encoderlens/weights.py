@@ -25,8 +25,8 @@ class Row:
     """One tensor.
 
     Attributes:
-        source: its key in the checkpoint; ``{l}`` stands for the layer.
-        target: the parameter, with the same ``{l}``.
+        source: its key in the checkpoint; ``{l}`` stands for the layer, ``{c}`` for the convolution of a front end.
+        target: the parameter, with the same places. A model that has no such parameter passes the row over.
         pattern: einops pattern from the source's axes to the parameter's, in axis names of the glossary; empty: as it is.
         legacy: other spellings of the key.
         spare: the class stores this tensor but computes with another of the same target; where they differ it is kept aside.
@@ -40,14 +40,14 @@ class Row:
     crop: bool = False
     spare: bool = False
 
-    def at(self, layer: int) -> "Row":
-        """The row of one layer."""
-        fill = str(layer)
+    def at(self, place: str, index: int) -> "Row":
+        """The row with one place filled in."""
+        fill = str(index)
         return replace(
             self,
-            source=self.source.replace("{l}", fill),
-            target=self.target.replace("{l}", fill),
-            legacy=tuple(name.replace("{l}", fill) for name in self.legacy),
+            source=self.source.replace(place, fill),
+            target=self.target.replace(place, fill),
+            legacy=tuple(name.replace(place, fill) for name in self.legacy),
         )
 
 
@@ -62,9 +62,22 @@ def norm(source: str, target: str) -> tuple[Row, ...]:
     )
 
 
-def expand(rows: Iterable[Row], n_layers: int) -> list[Row]:
-    """Rows with ``{l}`` once for every layer."""
-    return [row.at(layer) for row in rows for layer in (range(n_layers) if "{l}" in row.target else (0,))]
+def expand(rows: Iterable[Row], n_layers: int, n_convs: int = 0) -> list[Row]:
+    """Rows with ``{l}`` once for every layer, and rows with ``{c}`` once for every convolution of the front end."""
+    expanded = list(rows)
+    for place, count in (("{l}", n_layers), ("{c}", n_convs)):
+        expanded = [
+            filled
+            for row in expanded
+            for filled in ((row.at(place, index) for index in range(count)) if place in row.target else (row,))
+        ]
+    return expanded
+
+
+def present(rows: Iterable[Row], model: nn.Module) -> list[Row]:
+    """Those whose parameter the model has."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    return [row for row in rows if row.target in names]
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class LoadReport:
         loaded: how many were used.
         ignored: keys that hold nothing the model needs (position ids and the like).
         left: keys of parts that were left out on request (``task="encoder"``).
-        spare: tensors that the class stores but does not compute with, for the way back.
+        spare: tensors that the class stores but the model does not compute with, for the way back.
     """
 
     loaded: int = 0
@@ -99,15 +112,17 @@ def apply(
     sizes: Mapping[str, int],
     base_prefix: str = "",
     ignored: Iterable[str] = (),
+    kept: Iterable[str] = (),
     tied: bool = True,
     leave: bool = False,
 ) -> LoadReport:
     """Fill every parameter of ``model`` from ``source``.
 
     Args:
-        rows: the expanded table.
+        rows: the expanded table; rows whose parameter the model does not have are passed over.
         sizes: axis sizes for patterns (``head``, ``d_head``).
         ignored: file-name patterns of keys that hold nothing needed.
+        kept: file-name patterns of keys that the model does not compute with, but keeps for the way back.
         tied: whether the configuration ties what can be tied; spare tensors may then not differ either.
         leave: leave tensors that no row names (they are reported) instead of refusing them.
 
@@ -115,11 +130,12 @@ def apply(
         WeightsError: before anything is read, for tensors that are missing, left over or misshapen; while reading, for
             tensors that share a parameter but differ.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters, rows = dict(model.named_parameters(remove_duplicate=False)), present(rows, model)
     found = [(row, find(row, source.tensors, base_prefix)) for row in rows]
     used = {name for _, name in found if name is not None}
     skipped = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in ignored)]
-    over = [name for name in source.tensors if name not in used and name not in skipped]
+    aside = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in kept)]
+    over = [name for name in source.tensors if name not in used and name not in skipped and name not in aside]
     _check_missing(found, parameters, source)
     if over and not leave:
         origin = source.tensors[over[0]].origin
@@ -131,7 +147,7 @@ def apply(
         if name is not None:
             _check_shape(row, name, parameters[row.target], source, sizes)
     filled: dict[int, str] = {}
-    spare: dict[str, Tensor] = {}
+    spare = {name: source.read(name, 0, (*source.tensors[name].shape, 1)[0]).clone() for name in aside}
     for row, name in found:
         if name is None:
             continue
@@ -151,7 +167,7 @@ def invert(rows: Iterable[Row], model: nn.Module, sizes: Mapping[str, int]) -> d
     """The checkpoint's tensors from the model's parameters, under the rows' own spelling."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tensors = {}
-    for row in rows:
+    for row in present(rows, model):
         value = parameters[row.target].detach()
         tensors[row.source] = _inverted(value, row.pattern, sizes) if row.pattern else value
     return tensors

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from encoderlens.analysis.examples import Examples, checked_positions
 from encoderlens.analysis.result import COMPONENT, EXAMPLE, AdditiveResult
+from encoderlens.batch import Batch
 from encoderlens.components.heads import Head
+from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError
-from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.linearised import direct_rows
-from encoderlens.text_input import TextBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class DirectLogitAttribution(AdditiveResult):
 
 @torch.inference_mode(False)  # which gradients need
 def direct_logit_attribution(
-    model: HookedEncoder,
+    model: Encoder,
     inputs: Any,
     target: Any,
     position: Any = None,
@@ -116,9 +116,9 @@ def _positions(head: Head, examples: Examples, position: Any) -> Int[Tensor, "ex
 
 
 def _score(
-    model: HookedEncoder, batch: TextBatch, at: Int[Tensor, "batch 1"] | None, outputs: list[Int[Tensor, " batch"]]
+    model: Encoder, batch: Batch, at: Int[Tensor, "batch 1"] | None, outputs: list[Int[Tensor, " batch"]]
 ) -> Float[Tensor, " batch"]:
     """The logit of the first outputs, minus that of the second if there are any."""
-    logits = model(batch, "logits", logits_at=at).flatten(0, -2)
+    logits = model(batch, return_type="logits", logits_at=at).flatten(0, -2)
     picked = [logits.gather(1, output.unsqueeze(1)).squeeze(1) for output in outputs]
     return picked[0] if len(picked) == 1 else picked[0] - picked[1]

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from encoderlens.batch import Batch
+from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError
-from encoderlens.hooked_encoder import HookedEncoder
-from encoderlens.text_input import TextBatch
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Examples:
         batch_size: how many run at a time.
     """
 
-    whole: TextBatch
+    whole: Batch
     batch_size: int
 
     @classmethod
-    def of(cls, model: HookedEncoder, inputs: Any, batch_size: Any) -> "Examples":
+    def of(cls, model: Encoder, inputs: Any, batch_size: Any) -> "Examples":
         """Of whatever the model can read.
 
         Raises:
-            InputError, TokenizerMissingError: as ``HookedEncoder.prepare``; for a batch size below 1.
+            InputError, TokenizerMissingError: as ``model.prepare``; for a batch size below 1.
         """
         return cls(model.prepare(inputs), count_from_1(batch_size, "batch_size"))
 
@@ -42,15 +42,13 @@ class Examples:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Each text, or the number of each row of tokens."""
-        if self.whole.texts is None:
-            return tuple(map(str, range(len(self))))
-        return tuple(text if isinstance(text, str) else " | ".join(text) for text in self.whole.texts)
+        """The name of each example."""
+        return self.whole.labels
 
     def __len__(self) -> int:
         return self.whole.sequence.batch
 
-    def batches(self) -> Iterator[tuple[slice, TextBatch]]:
+    def batches(self) -> Iterator[tuple[slice, Batch]]:
         """Which examples, and the batch that they are."""
         for start in range(0, len(self), self.batch_size):
             chosen = slice(start, start + self.batch_size)
@@ -88,7 +86,7 @@ def count_from_1(value: Any, name: str) -> int:
     return value
 
 
-def checked_positions(rows: list[list[Any]], batch: TextBatch) -> Int[Tensor, "batch k"]:
+def checked_positions(rows: list[list[Any]], batch: Batch) -> Int[Tensor, "batch k"]:
     """Positions of each sequence as a tensor.
 
     Raises:
@@ -99,7 +97,7 @@ def checked_positions(rows: list[list[Any]], batch: TextBatch) -> Int[Tensor, "b
             if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position < batch.sequence.pos:
                 last = batch.sequence.pos - 1
                 raise InputError(f"there is no position {position!r} in sequence {index}: positions run from 0 to {last}")
-    at = torch.tensor(rows, device=batch.tokens.device)
+    at = torch.tensor(rows, device=batch.device)
     if batch.sequence.mask is not None:
         padding = (~batch.sequence.mask.gather(1, at)).nonzero()
         if len(padding):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from encoderlens.analysis.examples import Examples, checked_positions, count_from_1, plain
 from encoderlens.analysis.result import EXAMPLE, Entry, Interval, Result, strongest
+from encoderlens.batch import Batch
 from encoderlens.components.heads import Head
+from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError
-from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.linearised import require_eval
 from encoderlens.names import stream_label
-from encoderlens.text_input import TextBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class LogitLens(Result):
         return "  ".join(f"{self.names[index]} {value:{form}}" for index, value in pairs if index >= 0)
 
 
-def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: int = 5, *, batch_size: int = 32) -> LogitLens:
+def logit_lens(model: Encoder, inputs: Any, positions: Any = None, top_k: int = 5, *, batch_size: int = 32) -> LogitLens:
     """Read the stream after every layer and sublayer with the model's own head (nostalgebraist 2020).
 
     A stream gets the norms that the head's input has passed, with statistics of its own, and no more: on post-LN encoders the
@@ -136,7 +136,7 @@ def logit_lens(model: HookedEncoder, inputs: Any, positions: Any = None, top_k: 
     labels = {
         "stream": tuple(stream_label(*place, model.cfg.n_layers) for place in _places(model)),
         EXAMPLE: examples.labels,
-        "pos": _position_labels(model, examples, wanted, longest),
+        "pos": _position_labels(examples, wanted, longest),
         "rank": tuple(str(rank + 1) for rank in range(values.shape[-1])),
     }
     if examples.single:
@@ -174,21 +174,26 @@ def _wanted(head: Head, positions: Any, examples: Examples) -> list[list[Any]] |
     return rows
 
 
-def _places(model: HookedEncoder) -> list[tuple[int, bool]]:
+def _places(model: Encoder) -> list[tuple[int, bool]]:
     n_layers = model.cfg.n_layers
     return [(layer, mid) for layer in range(n_layers) for mid in (False, True)] + [(n_layers, False)]
 
 
 def _read(
-    model: HookedEncoder, head: Head, batch: TextBatch, at: Int[Tensor, "batch k"] | None, top_k: int
+    model: Encoder, head: Head, batch: Batch, at: Int[Tensor, "batch k"] | None, top_k: int
 ) -> tuple[Float[Tensor, "stream batch pos rank"], Int[Tensor, "stream batch pos rank"]]:
     """Probabilities and ids of the best outputs; of a head with one row a sequence at one position."""
     places = _places(model)
     names = [str(model.stream_point(*place).name) for place in places]
-    _, cache = model.run_with_cache(batch, None, names_filter=names)
+    _, cache = model.run_with_cache(batch, return_type=None, names_filter=names)
+    streams = [cache[name] for name in names]
+    entered = [stream for stream, (_, mid) in zip(streams, places, strict=True) if not mid]
     with model.without_hooks():  # which have had their say in the run
-        streams = [model.as_final(cache[name], *place) for name, place in zip(names, places, strict=True)]
-        best = [_best(head.probabilities(stream, batch.sequence, at), top_k) for stream in streams]
+        read = [
+            model.as_read(head, entered[: layer + mid], stream, layer, mid)
+            for stream, (layer, mid) in zip(streams, places, strict=True)
+        ]
+        best = [_best(head.probabilities(stream, batch.sequence, at), top_k) for stream in read]
     values, ids = torch.stack([values for values, _ in best]), torch.stack([ids for _, ids in best])
     if at is not None or not head.per_position or batch.sequence.mask is None:
         return values, ids
@@ -208,12 +213,12 @@ def _padded(part: Tensor, longest: int, value: int | float) -> Tensor:
     return F.pad(part, (0, 0, 0, longest - part.shape[2]), value=value)
 
 
-def _position_labels(model: HookedEncoder, examples: Examples, wanted: list[list[int]] | None, longest: int) -> tuple[str, ...]:
+def _position_labels(examples: Examples, wanted: list[list[int]] | None, longest: int) -> tuple[str, ...]:
     """The number of each position, with its token for a single example; where examples differ, all numbers ("4, 8")."""
     if wanted is not None and any(row != wanted[0] for row in wanted):
         return tuple(", ".join(map(str, column)) for column in zip(*wanted, strict=True))
     numbers = list(range(longest)) if wanted is None else wanted[0]
-    if not examples.single or model.tokenizer is None:
+    if not examples.single:
         return tuple(map(str, numbers))
-    tokens = model.tokens_to_str(examples.whole.tokens[0])
-    return tuple(f"{number} {tokens[number]}" for number in numbers)
+    labels = examples.whole.position_labels
+    return tuple(labels[number] for number in numbers)

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from encoderlens.components.attention import Attention
-from encoderlens.components.audio_embed import AudioEmbed, ConvPositions
+from encoderlens.components.audio_embed import AudioEmbed, BatchNormConvPositions, WeightNormConvPositions
 from encoderlens.components.block import PostLNBlock, PreLNBlock
 from encoderlens.components.embed import AbsolutePositions, Embed
 from encoderlens.components.frontend import FeatureProjection, Frontend
 from encoderlens.components.heads import (
+    AudioClassificationHead,
+    CTCHead,
     Head,
     MaskedLMHead,
     NextSentenceHead,
@@ -29,8 +31,10 @@ _COMPONENTS: dict[str, type] = {
     for component in (
         AbsolutePositions,
         Attention,
+        AudioClassificationHead,
         AudioEmbed,
-        ConvPositions,
+        BatchNormConvPositions,
+        CTCHead,
         Embed,
         FeatureProjection,
         Frontend,
@@ -45,6 +49,7 @@ _COMPONENTS: dict[str, type] = {
         QuestionAnsweringHead,
         SequenceClassificationHead,
         TokenClassificationHead,
+        WeightNormConvPositions,
     )
 }
 

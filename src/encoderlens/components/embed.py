@@ -88,6 +88,11 @@ class Embed(nn.Module):
         return F.dropout(self.ln(words + types + positions), self.dropout, self.training)
 
     @property
+    def shared(self) -> dict[str, nn.Parameter]:
+        """What heads may share with it."""
+        return {"embedding": self.embed.weight}
+
+    @property
     def residual_path(self) -> list[Step]:
         """The residual path up to block 0."""
         return [Write(self.hook_embed), Write(self.hook_pos_embed), Write(self.hook_token_type_embed), Norm(self.ln)]

@@ -1,7 +1,8 @@
 """The front end of a speech encoder: strided convolutions from the waveform to frames, and their projection to the stream."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from encoderlens.components.activations import Activation
-from encoderlens.components.linear import Linear
+from encoderlens.components.linear import Gains, Linear
 from encoderlens.components.norm import LayerNorm
 from encoderlens.hook_points import HookPoint
 
@@ -17,13 +18,15 @@ ConvNorm = Literal["group", "layer", "none"]
 EPS = 1e-5  # of the front end's norms, in every checkpoint
 
 
-class ConvLayer(nn.Module):
+class ConvLayer(Gains):
     """A convolution over time, a norm, an activation (Baevski et al. 2020).
 
     Args:
         norm: "group": one group a channel, so that statistics run over time, padding included; "layer": over the channels of
             each frame; or "none".
     """
+
+    gains = ("w",)
 
     def __init__(self, d_in: int, d_out: int, kernel: int, stride: int, bias: bool, norm: ConvNorm, act_fn: str) -> None:
         super().__init__()
@@ -36,16 +39,33 @@ class ConvLayer(nn.Module):
         self.act_fn = Activation(act_fn)
         self.hook_post = HookPoint("batch frame channel")
 
-    def forward(self, x: Float[Tensor, "batch channel_in time"]) -> Float[Tensor, "batch channel frame"]:
+    def forward(
+        self, x: Float[Tensor, "batch channel_in time"], lengths: Items[int] | None = None
+    ) -> Float[Tensor, "batch channel frame"]:
+        """``lengths``: how many frames each clip would have alone, where norms may not see its padding."""
         conv = self.hook_conv(F.conv1d(x, self.weight, self.bias, self.stride).mT).mT
-        return self.hook_post(self.act_fn(self._normalized(conv)).mT).mT
+        return self.hook_post(self.act_fn(self._normalized(conv, lengths)).mT).mT
 
-    def _normalized(self, x: Float[Tensor, "batch channel frame"]) -> Float[Tensor, "batch channel frame"]:
+    def n_frames(self, n_samples: int) -> int:
+        """How many frames it makes of so many samples (or frames before it)."""
+        return (n_samples - self.kernel) // self.stride + 1
+
+    def _normalized(
+        self, x: Float[Tensor, "batch channel frame"], lengths: Items[int] | None
+    ) -> Float[Tensor, "batch channel frame"]:
         if self.norm == "group":
-            return F.group_norm(x, x.shape[1], self.w, self.b, EPS)
+            return self._over_time(x) if lengths is None else self._over_each(x, lengths)
         if self.norm == "layer":
             return F.layer_norm(x.mT, x.shape[1:2], self.w, self.b, EPS).mT
         return x
+
+    def _over_time(self, x: Float[Tensor, "batch channel frame"]) -> Float[Tensor, "batch channel frame"]:
+        return F.group_norm(x, x.shape[1], self.w, self.b, EPS)
+
+    def _over_each(self, x: Float[Tensor, "batch channel frame"], lengths: Items[int]) -> Float[Tensor, "batch channel frame"]:
+        """The norm over the real frames of each clip, zeros after them."""
+        rows = [self._over_time(row[..., :length]) for row, length in zip(x.split(1), lengths, strict=True)]
+        return torch.cat([F.pad(row, (0, x.shape[-1] - row.shape[-1])) for row in rows])
 
 
 class Frontend(nn.ModuleList):
@@ -72,10 +92,14 @@ class Frontend(nn.ModuleList):
         sizes = zip((1, *channels), channels, kernels, strides, norms, strict=False)
         super().__init__(ConvLayer(d_in, d_out, k, s, bias, norm, act_fn) for d_in, d_out, k, s, norm in sizes)
 
-    def forward(self, waves: Float[Tensor, "batch sample"]) -> Float[Tensor, "batch frame channel"]:
-        x = waves.unsqueeze(1)
-        for conv in self:
-            x = conv(x)
+    def forward(
+        self, waves: Float[Tensor, "batch sample"], samples: Items[int] | None = None
+    ) -> Float[Tensor, "batch frame channel"]:
+        """``samples``: how many are real in each clip, where no norm may see the others."""
+        x, lengths = waves.unsqueeze(1), samples
+        for conv in cast(Iterable[ConvLayer], self):
+            lengths = None if lengths is None else [conv.n_frames(length) for length in lengths]
+            x = conv(x, lengths)
         return x.mT
 
 

@@ -11,6 +11,16 @@ from torch import Tensor, nn
 from encoderlens.errors import WeightsError
 
 
+class Gains(nn.Module):
+    """A module with parameters that multiply what passes, and so start at one.
+
+    Attributes:
+        gains: their names.
+    """
+
+    gains: ClassVar[tuple[str, ...]]
+
+
 class Linear(nn.Module):
     """``x @ weight.T + bias``; the weight lies as ``F.linear`` wants it [out in]."""
 

@@ -1,5 +1,6 @@
 """The MLP of a block, plain and gated."""
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,9 +21,14 @@ class NeuronWriter(Writer):
     W_out = WeightView("output.weight", "d_model d_mlp -> d_mlp d_model")
     b_out = WeightView("output.bias")
 
+    dropout: float
     input: Linear
     output: Linear
     hook_post: HookPoint
+
+    def write(self, post: Neurons) -> Stream:
+        """What the neurons write, with dropout on them in training."""
+        return self.output(F.dropout(post, self.dropout, self.training))
 
     @property
     def parts_point(self) -> HookPoint:
@@ -46,8 +52,9 @@ class NeuronWriter(Writer):
 class MLP(NeuronWriter):
     """``act(x W_in + b_in) W_out + b_out``."""
 
-    def __init__(self, d_mlp: int, act_fn: str, d_model: int) -> None:
+    def __init__(self, d_mlp: int, act_fn: str, dropout: float, d_model: int) -> None:
         super().__init__()
+        self.dropout = dropout
         self.act_fn = Activation(act_fn)
         self.input = Linear(d_model, d_mlp)
         self.output = Linear(d_mlp, d_model)
@@ -57,7 +64,7 @@ class MLP(NeuronWriter):
 
     def forward(self, x: Stream) -> Stream:
         pre = self.hook_pre(self.input(self.hook_in(x)))
-        return self.output(self.hook_post(self.act_fn(pre)))
+        return self.write(self.hook_post(self.act_fn(pre)))
 
 
 class GatedMLP(NeuronWriter):
@@ -66,8 +73,9 @@ class GatedMLP(NeuronWriter):
     W_gate = WeightView("gate.weight", "d_mlp d_model -> d_model d_mlp")
     b_gate = WeightView("gate.bias")
 
-    def __init__(self, d_mlp: int, act_fn: str, d_model: int) -> None:
+    def __init__(self, d_mlp: int, act_fn: str, dropout: float, d_model: int) -> None:
         super().__init__()
+        self.dropout = dropout
         self.act_fn = GatedActivation(act_fn)
         self.gate = Linear(d_model, d_mlp)
         self.input = Linear(d_model, d_mlp)
@@ -80,4 +88,4 @@ class GatedMLP(NeuronWriter):
     def forward(self, x: Stream) -> Stream:
         x = self.hook_in(x)
         gate, linear = self.hook_pre(self.gate(x)), self.hook_pre_linear(self.input(x))
-        return self.output(self.hook_post(self.act_fn(gate, linear)))
+        return self.write(self.hook_post(self.act_fn(gate, linear)))

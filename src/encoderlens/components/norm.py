@@ -6,17 +6,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from encoderlens.components.freezing import Freezable
+from encoderlens.components.linear import Gains
 from encoderlens.hook_points import HookPoint
 from encoderlens.precision import at_least_float32
 
 
-class LayerNorm(Freezable):
+class LayerNorm(Freezable, Gains):
     """``(x - mean(x)) / scale * w + b`` with ``scale = sqrt(var(x) + eps)`` (Ba et al. 2016).
 
     Half-precision input is normalised in float32, which is also what the hook points see. Frozen, the scale takes no gradient.
     """
 
     quantity = "ln"
+    gains = ("w",)
 
     def __init__(self, d_model: int, eps: float, width: str = "d_model") -> None:
         super().__init__()

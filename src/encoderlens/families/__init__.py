@@ -3,8 +3,10 @@
 from encoderlens.errors import UnknownArchitectureError
 from encoderlens.families.bert import BERT
 from encoderlens.families.family import Family
+from encoderlens.families.hubert import HUBERT
+from encoderlens.families.wav2vec2 import WAV2VEC2
 
-REGISTRY: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+REGISTRY: dict[str, Family] = {family.model_type: family for family in (BERT, HUBERT, WAV2VEC2)}
 
 
 def family_of(model_type: str | None, where: str) -> Family:

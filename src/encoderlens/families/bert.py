@@ -156,7 +156,7 @@ BERT = Family(
     },
     base_prefix="bert.",
     encoder_rows=ENCODER,
-    head_rows=HEADS,
+    part_rows=HEADS,
     ignored=("*position_ids", "*embeddings.token_type_ids"),
     read_config=read_config,
     write_config=write_config,

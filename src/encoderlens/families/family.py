@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from encoderlens.config import EncoderConfig
+from encoderlens.config import AudioEmbedPart, EncoderConfig
 from encoderlens.errors import ConfigError, UnknownArchitectureError
 from encoderlens.weights import Row, expand, find
 
@@ -26,6 +26,9 @@ LEFT_OVER = frozenset(
     + ("exponential_decay_length_penalty", "output_scores", "return_dict_in_generate", "prefix", "task_specific_params")
     + ("tie_encoder_decoder", "cross_attention_hidden_size")
 )
+
+
+NOT_HEADS = frozenset(("pooler", "mask_embed"))  # the parts of a checkpoint that are no heads
 
 
 class ConfigReader:
@@ -87,15 +90,18 @@ class Family:
         name: what people call it.
         model_type: its ``model_type`` in Hugging Face configurations, and its key in the registry.
         classes: its Hugging Face classes, each with the tasks of its heads (the first is the default). The one without a
-            task is the base model, saved without the base prefix.
+            task is the base model (the first of them), saved without the base prefix.
         base_prefix: what stands before the encoder's keys in checkpoints of classes with a head.
         encoder_rows: the table of embeddings and blocks.
-        head_rows: the table of the pooler (``"pooler"``) and of each task.
+        part_rows: the table of each part that a checkpoint may lack: of each task, of the pooler (``"pooler"``), and of the
+            vector that stands for masked frames (``"mask_embed"``).
         ignored: patterns of keys that hold nothing needed.
-        read_config: reads a configuration, given the class and the tasks (and ``"pooler"``) that the weights hold.
+        kept: patterns of keys of parts that the class has and the model does not run; they are kept for the way back.
+        read_config: reads a configuration, given the class and the parts that the weights hold.
         write_config: the Hugging Face configuration values of an EncoderConfig.
         hf_arguments: further constructor arguments of a Hugging Face class for a configuration.
         layer_norm, positions: for the table of supported models.
+        modality: what it reads.
     """
 
     name: str
@@ -103,31 +109,33 @@ class Family:
     classes: Mapping[str, tuple[str, ...]]
     base_prefix: str
     encoder_rows: tuple[Row, ...]
-    head_rows: Mapping[str, tuple[Row, ...]]
+    part_rows: Mapping[str, tuple[Row, ...]]
     ignored: tuple[str, ...]
     read_config: Callable[[ConfigReader, str, frozenset[str]], EncoderConfig]
     write_config: Callable[[EncoderConfig], dict[str, Any]]
     hf_arguments: Callable[[EncoderConfig], dict[str, Any]]
     layer_norm: str
     positions: str
+    modality: Literal["text", "audio"] = "text"
+    kept: tuple[str, ...] = ()
 
     @property
     def base_class(self) -> str:
         return next(name for name, tasks in self.classes.items() if not tasks)
 
-    def rows(self, parts: Iterable[str], n_layers: int) -> list[Row]:
-        """The table of a model with these heads (and pooler), expanded over its layers."""
-        chosen = (*self.encoder_rows, *(row for part in parts for row in self.head_rows[part]))
-        return expand(chosen, n_layers)
+    def rows(self, parts: Iterable[str], n_layers: int, n_convs: int = 0) -> list[Row]:
+        """The table of a model with these parts, expanded over its layers and convolutions."""
+        chosen = (*self.encoder_rows, *(row for part in parts for row in self.part_rows[part]))
+        return expand(chosen, n_layers, n_convs)
 
     def rows_of(self, cfg: EncoderConfig) -> list[Row]:
         """The table of a configuration."""
-        return self.rows(parts_of(cfg), cfg.n_layers)
+        return self.rows(parts_of(cfg), cfg.n_layers, 0 if cfg.frontend is None else len(cfg.frontend.channels))
 
     def parts_in(self, names: Iterable[str] | Mapping[str, object]) -> frozenset[str]:
-        """The heads (and pooler) of which a checkpoint holds any tensor."""
+        """The parts of which a checkpoint holds any tensor."""
         return frozenset(
-            part for part, rows in self.head_rows.items() if any(find(row, names, self.base_prefix) for row in rows)
+            part for part, rows in self.part_rows.items() if any(find(row, names, self.base_prefix) for row in rows)
         )
 
     def class_for(self, parts: frozenset[str], where: str) -> str:
@@ -136,7 +144,9 @@ class Family:
         Raises:
             UnknownArchitectureError: if several classes could be meant.
         """
-        tasks = parts - {"pooler"}
+        tasks = parts - NOT_HEADS
+        if not tasks:
+            return self.base_class
         fitting = [name for name, wanted in self.classes.items() if frozenset(wanted) == tasks]
         if len(fitting) != 1:
             raise UnknownArchitectureError(
@@ -146,5 +156,7 @@ class Family:
 
 
 def parts_of(cfg: EncoderConfig) -> list[str]:
-    """The keys of a configuration's heads, and of its pooler, in a family's tables."""
-    return [*(["pooler"] if cfg.pooler is not None else []), *(head.task for head in cfg.heads)]
+    """The keys of a configuration's parts in a family's tables."""
+    pooler = [] if cfg.pooler is None else ["pooler"]
+    masked = ["mask_embed"] if isinstance(cfg.embed, AudioEmbedPart) and cfg.embed.masks else []
+    return [*pooler, *masked, *(head.task for head in cfg.heads)]

@@ -1,5 +1,6 @@
-"""The table of TransformerLens' HookedEncoder state dicts: one more spelling of BERT's weights."""
+"""The tables of TransformerLens' state dicts of HookedEncoder and HookedAudioEncoder: one more spelling of the weights."""
 
+import encoderlens.families.speech as speech
 from encoderlens.weights import Row, expand
 
 
@@ -22,11 +23,7 @@ def _heads(letter: str) -> tuple[Row, ...]:
     )
 
 
-ROWS = (
-    Row("embed.embed.W_E", "embed.embed.weight"),
-    Row("embed.pos_embed.W_pos", "embed.pos_embed.weight"),
-    Row("embed.token_type_embed.W_token_type", "embed.token_type_embed.weight"),
-    *_norm("embed.ln"),
+BLOCKS = (
     *_heads("Q"),
     *_heads("K"),
     *_heads("V"),
@@ -38,6 +35,12 @@ ROWS = (
     Row("blocks.{l}.mlp.W_out", "blocks.{l}.mlp.output.weight", "d_mlp d_model -> d_model d_mlp"),
     Row("blocks.{l}.mlp.b_out", "blocks.{l}.mlp.output.bias"),
     *_norm("blocks.{l}.ln2"),
+)
+TEXT = (
+    Row("embed.embed.W_E", "embed.embed.weight"),
+    Row("embed.pos_embed.W_pos", "embed.pos_embed.weight"),
+    Row("embed.token_type_embed.W_token_type", "embed.token_type_embed.weight"),
+    *_norm("embed.ln"),
     *_affine("mlm_head", "mlm_head.dense", "W", "out"),
     *_norm("mlm_head.ln"),
     Row("unembed.W_U", "unembed.weight", "d_model d_vocab -> d_vocab d_model"),
@@ -45,10 +48,16 @@ ROWS = (
     *_affine("pooler", "pooler.dense", "W", "out"),
     *_affine("nsp_head", "nsp_head.dense", "W", "label"),
 )
-IGNORED = ("*.attn.mask", "*.attn.IGNORE")
+# The audio class held a whole Hugging Face base model, of which it ran all but the layers.
+HF_MODEL = "hubert_model."
+AUDIO = (
+    *(row for row in speech.encoder_rows(HF_MODEL) if not row.target.startswith("blocks.")),
+    Row(f"{HF_MODEL}masked_spec_embed", "embed.mask_embed"),
+)
+IGNORED = ("*.attn.mask", "*.attn.IGNORE", f"{HF_MODEL}encoder.layers.*", f"{HF_MODEL}*num_batches_tracked")
 EPS = 1e-5  # what its configuration says of eps when it is left out
 
 
-def rows(n_layers: int) -> list[Row]:
-    """The table, expanded over the layers."""
-    return expand(ROWS, n_layers)
+def rows(modality: str, n_layers: int, n_convs: int) -> list[Row]:
+    """The table of its text or its audio class, expanded over layers and convolutions."""
+    return expand((*(TEXT if modality == "text" else AUDIO), *BLOCKS), n_layers, n_convs)

@@ -1,8 +1,11 @@
 """Heads, and the modules that they are made of."""
 
+from encoderlens.components.heads.audio_classification import AudioClassificationHead as AudioClassificationHead
 from encoderlens.components.heads.classification import NextSentenceHead as NextSentenceHead
 from encoderlens.components.heads.classification import SequenceClassificationHead as SequenceClassificationHead
 from encoderlens.components.heads.classification import TokenClassificationHead as TokenClassificationHead
+from encoderlens.components.heads.ctc import CTCHead as CTCHead
+from encoderlens.components.heads.head import AudioContext as AudioContext
 from encoderlens.components.heads.head import Head as Head
 from encoderlens.components.heads.head import LinearHead as LinearHead
 from encoderlens.components.heads.head import TextContext as TextContext

@@ -5,13 +5,14 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoderlens.components.heads.head import NamedOutputs, TextContext, check_class_ids, check_label_shape, cross_entropy
+from encoderlens.batch import Batch
+from encoderlens.components.heads.head import NamedOutputs, check_class_ids, check_label_shape, cross_entropy
 from encoderlens.components.heads.modules import Classifier, NSPHead, Pooler
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence
 
 
-class NextSentenceHead(NamedOutputs):
+class NextSentenceHead(NamedOutputs[Batch]):
     """Logits [batch 2]: index 0 says that the second sentence follows the first, index 1 that it does not."""
 
     task = "next_sentence"
@@ -28,17 +29,17 @@ class NextSentenceHead(NamedOutputs):
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
         check_class_ids(labels, (sequence.batch,), 2)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
         return cross_entropy(logits, labels)
 
-    def decode(self, logits: Tensor, text: TextContext) -> list[str]:
+    def decode(self, logits: Tensor, batch: Batch) -> list[str]:
         return [self.labels[best] for best in logits.argmax(-1).tolist()]
 
     def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
         return self.pooler.biases() | {"head_b": (self.nsp_head.dense, self.nsp_head.dense.bias)}
 
 
-class SequenceClassificationHead(NamedOutputs):
+class SequenceClassificationHead(NamedOutputs[Batch]):
     """Logits over labels for each sequence [batch label]; one label means regression."""
 
     task = "sequence_classification"
@@ -61,14 +62,14 @@ class SequenceClassificationHead(NamedOutputs):
         else:
             check_label_shape(labels, (sequence.batch,), f"{problem} targets")
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
         problem = self._problem(labels)
         if problem == "single_label_classification":
             return cross_entropy(logits, labels)
         scored = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
         return scored(logits, labels.to(logits.dtype).reshape(logits.shape))
 
-    def decode(self, logits: Tensor, text: TextContext) -> list[Any]:
+    def decode(self, logits: Tensor, batch: Batch) -> list[Any]:
         if self._regresses():
             return logits.squeeze(-1).tolist()
         if self.problem_type == "multi_label_classification":
@@ -100,7 +101,7 @@ class SequenceClassificationHead(NamedOutputs):
         return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
-class TokenClassificationHead(NamedOutputs):
+class TokenClassificationHead(NamedOutputs[Batch]):
     """Logits over labels for each position [batch pos label]; predictions are one label a real position."""
 
     task = "token_classification"
@@ -117,11 +118,11 @@ class TokenClassificationHead(NamedOutputs):
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
         check_class_ids(labels, (sequence.batch, sequence.pos), len(self.labels))
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
         return cross_entropy(logits, labels)
 
-    def decode(self, logits: Tensor, text: TextContext) -> list[list[str]]:
-        mask = text.sequence.mask
+    def decode(self, logits: Tensor, batch: Batch) -> list[list[str]]:
+        mask = batch.sequence.mask
         best = logits.argmax(-1)
         rows = [best[row] if mask is None else best[row][mask[row]] for row in range(len(best))]
         return [[self.labels[index] for index in row.tolist()] for row in rows]

@@ -6,15 +6,17 @@ two heads may share one. Nothing outside this folder asks which task a head is f
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
+from encoderlens.batch import Batch
 from encoderlens.components.freezing import freeze
-from encoderlens.errors import InputError
+from encoderlens.components.layer_sum import LayerSum
+from encoderlens.errors import InputError, TokenizerMissingError
 from encoderlens.names import did_you_mean
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence, at_positions
@@ -22,10 +24,8 @@ from encoderlens.sequence import Sequence, at_positions
 IGNORED = -100
 
 
-class TextContext(ABC):
+class TextContext(Batch):
     """What decoding needs to know of the text behind a batch."""
-
-    sequence: Sequence
 
     @property
     @abstractmethod
@@ -50,6 +50,21 @@ class TextContext(ABC):
         """The text of positions start to end, both included."""
 
 
+class AudioContext(Batch):
+    """What decoding needs to know of the clips behind a batch."""
+
+    @abstractmethod
+    def transcript(self, ids: list[int]) -> str:
+        """The text of symbols, repetitions merged and blanks taken out.
+
+        Raises:
+            TokenizerMissingError: without a tokenizer.
+        """
+
+
+BatchKind = TypeVar("BatchKind", bound=Batch)
+
+
 @dataclass(frozen=True)
 class LinearHead:
     """A head with its scales and gains frozen, as an affine map of the stream: ``score = stream . direction + constant``.
@@ -63,17 +78,19 @@ class LinearHead:
     constant: Float[Tensor, "batch *pos"]
 
 
-class Head(ABC):
-    """One head.
+class Head(ABC, Generic[BatchKind]):
+    """One head, for batches of one kind.
 
     Attributes:
         task: the name under which a model carries it.
         modules: its modules, by their names in the model.
         per_position: whether it has logits for every position (``logits_at`` can choose some), or one row a sequence.
+        layer_sum: the sum of the streams of all layers that it reads; None if it reads the final stream.
     """
 
     task: ClassVar[str]
     per_position: ClassVar[bool]
+    layer_sum: LayerSum | None = None
 
     def __init__(self, **modules: nn.Module) -> None:
         self.modules = modules
@@ -90,8 +107,8 @@ class Head(ABC):
             InputError: for a wrong shape, dtype or range, or nothing to score.
         """
 
-    def check_text(self, text: TextContext) -> None:  # noqa: B027  most heads can decode anything
-        """Refuse text that predictions cannot be made for, before anything runs.
+    def check_input(self, batch: BatchKind) -> None:
+        """Refuse input that predictions cannot be made for, before anything runs.
 
         Raises:
             InputError: if the text lacks what the head predicts.
@@ -99,11 +116,13 @@ class Head(ABC):
         """
 
     @abstractmethod
-    def loss(self, logits: Float[Tensor, "batch *logits"], labels: Num[Tensor, "batch *labels"]) -> Float[Tensor, ""]:
-        """The training loss, averaged over labels that are not -100."""
+    def loss(
+        self, logits: Float[Tensor, "batch *logits"], labels: Num[Tensor, "batch *labels"], sequence: Sequence
+    ) -> Float[Tensor, ""]:
+        """The training loss, averaged over labels that are not -100 (CTC: reduced as the checkpoint says)."""
 
     @abstractmethod
-    def decode(self, logits: Float[Tensor, "batch *logits"], text: TextContext) -> list[Any]:
+    def decode(self, logits: Float[Tensor, "batch *logits"], batch: BatchKind) -> list[Any]:
         """A prediction for each sequence."""
 
     def decode_one(self, prediction: Any) -> Any:
@@ -128,7 +147,7 @@ class Head(ABC):
             InputError: for a target that is not there.
         """
 
-    def default_positions(self, text: TextContext) -> Int[Tensor, " batch"]:
+    def default_positions(self, batch: BatchKind) -> Int[Tensor, " batch"]:
         """The one position of each sequence that an analysis looks at when none is asked for.
 
         Raises:
@@ -171,7 +190,7 @@ class Head(ABC):
             return LinearHead(direction, scores - (products if self.per_position else products.sum(-1)))
 
 
-class NamedOutputs(Head):
+class NamedOutputs(Head[BatchKind]):
     """A head whose logits have names.
 
     Attributes:
@@ -190,6 +209,34 @@ class NamedOutputs(Head):
             known = ", ".join(map(repr, self.labels[:20]))
             raise InputError(f"the {self.task} head has no {target!r}{did_you_mean(target, self.labels)}; it has {known}")
         return self.labels.index(target)
+
+
+class TokenOutputs(Head[BatchKind]):
+    """A head whose logits are a tokenizer's tokens."""
+
+    @property
+    @abstractmethod
+    def n_outputs(self) -> int:
+        """How many logits it has."""
+
+    def output_name(self, index: int, tokenizer: Any) -> str:
+        name = None if tokenizer is None else tokenizer.convert_ids_to_tokens(index)
+        return str(index) if name is None else name  # a vocabulary may be padded beyond its tokenizer's
+
+    def output_index(self, target: Any, tokenizer: Any) -> int:
+        if not isinstance(target, str):
+            return checked_index(target, self.n_outputs, "token id")
+        if tokenizer is None:
+            raise TokenizerMissingError(f"the target {target!r} is a word, and this model has no tokenizer: give a token id")
+        ids = [tokenizer.convert_tokens_to_ids(target)]  # as it is: also "##ing", which is not how a text begins
+        if ids[0] in (None, tokenizer.unk_token_id) and target != tokenizer.unk_token:
+            ids = tokenizer.encode(target, add_special_tokens=False)
+            if not ids or tokenizer.unk_token_id in ids:
+                raise InputError(f"the tokenizer has no token for the target {target!r}; give another, or a token id")
+        if len(ids) != 1:
+            pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids))
+            raise InputError(f"the target {target!r} is no single token: the tokenizer makes {pieces} of it; give one of these")
+        return ids[0]
 
 
 def check_label_shape(labels: Tensor, expected: tuple[int, ...], what: str) -> None:

@@ -72,6 +72,22 @@ class Pooler(Component):
         return {"pooler_b": (self.dense, self.dense.bias)}
 
 
+class Projector(Component):
+    """A linear layer over every position, in front of a mean over positions."""
+
+    W = WeightView("dense.weight", "d_pooled d_model -> d_model d_pooled")
+    b = WeightView("dense.bias")
+
+    def __init__(self, d_model: int, d_pooled: int) -> None:
+        super().__init__()
+        self.dense = Linear(d_model, d_pooled)
+        self.hook_in = HookPoint("batch pos d_model")
+        self.hook_out = HookPoint("batch pos d_pooled")
+
+    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_pooled"]:
+        return self.hook_out(self.dense(self.hook_in(resid)))
+
+
 class NSPHead(Component):
     """Two logits for the pooled vector: the second sentence follows the first; it does not."""
 
@@ -88,17 +104,24 @@ class NSPHead(Component):
 
 
 class Classifier(Component):
-    """A linear layer with dropout in front, for a vector a sequence (``batch``) or a position (``batch pos``)."""
+    """A linear layer with dropout in front, for a vector a sequence (``batch``) or a position (``batch pos``).
+
+    Args:
+        rows: the axes in front of the vector.
+        width, outputs: the names of its axis, and of that of the logits.
+    """
 
     W = WeightView("dense.weight", "label d_model -> d_model label")
     b = WeightView("dense.bias")
 
-    def __init__(self, d_model: int, n_labels: int, dropout: float, rows: str) -> None:
+    def __init__(
+        self, d_model: int, n_outputs: int, dropout: float, rows: str, width: str = "d_model", outputs: str = "label"
+    ) -> None:
         super().__init__()
         self.dropout = dropout
-        self.dense = Linear(d_model, n_labels)
-        self.hook_in = HookPoint(f"{rows} d_model")
-        self.hook_out = HookPoint(f"{rows} label")
+        self.dense = Linear(d_model, n_outputs)
+        self.hook_in = HookPoint(f"{rows} {width}")
+        self.hook_out = HookPoint(f"{rows} {outputs}")
 
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows label"]:
         return self.hook_out(self.dense(F.dropout(self.hook_in(x), self.dropout, self.training)))

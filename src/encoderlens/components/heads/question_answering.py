@@ -10,7 +10,7 @@ from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence, at_positions
 
 
-class QuestionAnsweringHead(NamedOutputs):
+class QuestionAnsweringHead(NamedOutputs[TextContext]):
     """Start and end logits [batch pos 2]; predictions are the text of the best span."""
 
     task = "question_answering"
@@ -27,16 +27,16 @@ class QuestionAnsweringHead(NamedOutputs):
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
         check_class_ids(labels, (sequence.batch, 2), sequence.pos, "answer spans (first and last position)")
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
         """``labels`` [batch 2]: the first and last position of each answer; the mean of both cross-entropies."""
         return (cross_entropy(logits[..., 0], labels[:, 0]) + cross_entropy(logits[..., 1], labels[:, 1])) / 2
 
-    def check_text(self, text: TextContext) -> None:
-        for row in range(len(text.tokens)):
-            text.answerable(row)
+    def check_input(self, batch: TextContext) -> None:
+        for row in range(len(batch.tokens)):
+            batch.answerable(row)
 
-    def decode(self, logits: Tensor, text: TextContext) -> list[str]:
-        return [text.span_text(row, *_best_span(logits[row], text.answerable(row))) for row in range(len(logits))]
+    def decode(self, logits: Tensor, batch: TextContext) -> list[str]:
+        return [batch.span_text(row, *_best_span(logits[row], batch.answerable(row))) for row in range(len(logits))]
 
     def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
         return {"head_b": (self.qa_head.dense, self.qa_head.dense.bias)}

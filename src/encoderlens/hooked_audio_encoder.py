@@ -1,0 +1,443 @@
+"""HookedAudioEncoder: a HuBERT-style speech encoder with a hook point on every activation that matters."""
+
+from collections.abc import Sequence as Items
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from encoderlens import audio_input, conversion, loading
+from encoderlens.audio_input import AudioBatch, Timing
+from encoderlens.components.heads import CTCHead
+from encoderlens.config import EncoderConfig
+from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
+from encoderlens.errors import InputError, TaskError, TokenizerMissingError
+from encoderlens.forced_alignment import SpeechAlignment, align_transcript
+from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
+from encoderlens.sequence import Sequence, check_positions
+from encoderlens.shapes import Resid
+
+Padding = Literal["batch", "independent"]
+
+
+class HookedAudioEncoder(PretrainedEncoder):
+    """A HuBERT-style encoder, randomly initialised from a configuration; ``from_pretrained`` loads a checkpoint.
+
+    Args:
+        cfg: an EncoderConfig, or a dictionary with TransformerLens' field names (see ``audio_request_from_dict``), whose
+            ``device``, ``dtype``, ``seed`` and ``use_*`` fields are honoured.
+        move_to_device: False keeps the model on the CPU, whatever device is asked for.
+        model_name: what the model is called.
+        processor: a Hugging Face processor or feature extractor; by default the one that the checkpoints of this family have.
+        device, dtype: of the parameters; by default the GPU if there is one, and float32.
+        init_weights: False leaves the parameters unfilled.
+
+    Raises:
+        ConfigError: for a configuration that is incomplete, or asks for something that is not implemented.
+    """
+
+    FRONT: ClassVar[tuple[str, ...]] = ("frontend", "projection", "embed", "hook_full_embed")
+
+    def __init__(
+        self,
+        cfg: EncoderConfig | dict[str, Any],
+        move_to_device: bool = True,
+        model_name: str | None = None,
+        *,
+        processor: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        init_weights: bool = True,
+    ) -> None:
+        request = _request(cfg)
+        loading.check_modality(request.encoder.modality, "audio", request.encoder.model_name)
+        if model_name is not None:
+            request = replace(request, encoder=replace(request.encoder, model_name=model_name))
+        super().__init__(request, move_to_device, device, dtype, init_weights)
+        self.processor = audio_input.default_processor(self.frontend_part) if processor is None else processor
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str | Path | None = None,
+        checkpoint_index: int | None = None,
+        checkpoint_value: int | None = None,
+        hf_model: Any = None,
+        device: torch.device | str | None = None,
+        move_to_device: bool = True,
+        dtype: torch.dtype = torch.float32,
+        *,
+        processor: Any = None,
+        task: str | None = None,
+        revision: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> "HookedAudioEncoder":
+        """Load a checkpoint, in eval mode, with every known head whose weights it holds.
+
+        Args:
+            model_name: a folder or a hub id (through the hub's cache; works offline once it is filled). May be left out with
+                ``hf_model``.
+            checkpoint_index, checkpoint_value: not for encoders; use ``revision``.
+            hf_model: a Hugging Face model of a supported class: its weights are copied.
+            device: by default the GPU if there is one.
+            move_to_device: False keeps the model on the CPU.
+            dtype: of the parameters, whatever the checkpoint's; ``torch_dtype`` is another name for it.
+            processor: used instead of the checkpoint's own, or of the family's default where it has none.
+            task: the head that ``return_type="logits"`` runs; "encoder" loads just the encoder, also of a class that is not
+                supported, and lists what it left in ``load_report.left``.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
+        """
+        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
+        loading.check_modality(checkpoint.family.modality, "audio", checkpoint.where)
+        encoder = conversion.read_config(checkpoint)
+        if processor is None:
+            name = None if model_name is None else str(model_name)
+            processor = loading.processor_of(checkpoint, name, revision)
+        model = cls(encoder, move_to_device, processor=processor, device=device, dtype=torch_dtype or dtype, init_weights=False)
+        conversion.fill(model, checkpoint)
+        return model.eval()
+
+    @classmethod
+    def from_transformer_lens_state_dict(
+        cls, state_dict: dict[str, Tensor], cfg: EncoderConfig | dict[str, Any], **kwargs: Any
+    ) -> "HookedAudioEncoder":
+        """A model from the ``state_dict()`` of a TransformerLens HookedAudioEncoder, in eval mode.
+
+        Args:
+            state_dict: all of its tensors. Of the Hugging Face model inside it, the layers are ignored: it did not run them.
+            cfg: its configuration's fields as a dictionary (then the front end is that of HuBERT-base), or an EncoderConfig.
+            kwargs: as for the class.
+
+        Raises:
+            WeightsError: for tensors that are missing, left over or misshapen.
+        """
+        if isinstance(cfg, dict):
+            cfg = cfg | {"mask_embed": "hubert_model.masked_spec_embed" in state_dict}
+        model = cls(cfg, init_weights=False, **kwargs)
+        conversion.fill_from_transformer_lens(model, state_dict)
+        return model.eval()
+
+    @property
+    def processor(self) -> Any:
+        """The Hugging Face processor or feature extractor: it says the sampling rate, and how clips are normalised and padded.
+
+        Another one can be assigned.
+
+        Raises:
+            ConfigError: for a processor of another kind.
+        """
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor: Any) -> None:
+        self.processing = audio_input.processing_of(processor)
+        self._processor = processor
+        self.tokenizer = audio_input.tokenizer_in(processor)
+
+    @property
+    def hubert_model(self) -> Any:
+        """A Hugging Face HubertModel or Wav2Vec2Model of which every parameter is this model's own, made at each access.
+
+        What moves or casts this model does not move the other: ask for it again.
+        """
+        return conversion.hf_base_model(self)
+
+    # Time
+
+    @property
+    def timing(self) -> Timing:
+        """Where frames lie in time."""
+        part = self.frontend_part
+        return Timing(self.processing.rate, part.stride, part.receptive_field)
+
+    @property
+    def frontend_part(self) -> Any:
+        """The configuration of the front end."""
+        return self.cfg.encoder.frontend
+
+    def frame_times(self, n_frames: int) -> Float[Tensor, " frame"]:
+        """The middle of each of so many frames in seconds, in float64: frame i sees the samples from ``i * stride`` on, as many
+        as the receptive field has (HuBERT: 12.5 ms, and 20 ms more for each frame).
+        """
+        return self.timing.times(n_frames)
+
+    def frames_of(self, start_s: float, end_s: float) -> slice:
+        """The frames whose middle lies in [start_s, end_s), in seconds, as a slice of the position axis.
+
+        Raises:
+            InputError: for a span that ends before it starts, or in which no frame has its middle.
+        """
+        for name, seconds in (("start_s", start_s), ("end_s", end_s)):
+            if not isinstance(seconds, int | float | np.floating) or isinstance(seconds, bool) or not np.isfinite(seconds):
+                raise InputError(f"{name}={seconds!r}; it is a number of seconds")
+        frames = self.timing.frames(float(start_s), float(end_s))
+        if not frames:
+            raise InputError(
+                f"no frame has its middle in [{start_s}, {end_s}) s; they are {self.timing.stride / self.timing.rate:g} s apart"
+            )
+        return slice(frames.start, frames.stop)
+
+    def frame_lengths(self, n_samples: Any) -> Int[Tensor, " batch"]:
+        """How many frames clips of so many samples have, at the model's rate.
+
+        Args:
+            n_samples: an int, a list of ints or an integer tensor [batch].
+
+        Raises:
+            InputError: for anything else.
+        """
+        counts = torch.atleast_1d(torch.as_tensor(n_samples))
+        if counts.ndim != 1 or counts.is_floating_point() or counts.dtype == torch.bool or bool((counts < 0).any()):
+            raise InputError(f"n_samples={n_samples!r}; give whole numbers of samples")
+        return torch.tensor([self.frontend_part.n_frames(count) for count in counts.tolist()], dtype=torch.int64)
+
+    def position_times(self, n_positions: int) -> Float[Tensor, " pos"]:
+        return self.frame_times(n_positions)
+
+    # Running
+
+    def prepare(
+        self,
+        inputs: Any,
+        one_zero_attention_mask: Any = None,
+        sampling_rate: Any = 16000,
+        move_to_device: bool = True,
+        *,
+        padding: Any = "batch",
+        mask_time_indices: Any = None,
+    ) -> AudioBatch:
+        """One checked batch on the model's device, which ``forward`` takes in place of these arguments.
+
+        Raises:
+            InputError, GradientError: for what the model cannot read.
+        """
+        if isinstance(inputs, AudioBatch):
+            if one_zero_attention_mask is not None or mask_time_indices is not None:
+                raise InputError("a prepared batch has its masks; give them to prepare()")
+            return inputs
+        if padding not in ("batch", "independent"):
+            raise InputError(f"padding={padding!r} is unknown; it is 'batch' or 'independent'")
+        audio_input.check_rate(sampling_rate)
+        if _are_frames(inputs):
+            batch = self._of_frames(inputs, one_zero_attention_mask, padding == "independent")
+        else:
+            batch = self._of_clips(inputs, one_zero_attention_mask, sampling_rate, padding == "independent")
+        if not move_to_device and isinstance(inputs, Tensor) and inputs.device != batch.device:
+            raise InputError(f"the input is on {inputs.device}, the model on {batch.device}; leave move_to_device on")
+        return replace(batch, masked=self._masked(mask_time_indices, batch.sequence))
+
+    def forward(
+        self,
+        inputs: Any,
+        one_zero_attention_mask: Any = None,
+        sampling_rate: Any = 16000,
+        move_to_device: bool = True,
+        *,
+        return_type: Any = "hidden",
+        use_proj: bool = False,
+        labels: Tensor | None = None,
+        padding: Any = "batch",
+        logits_at: Any = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        mask_time_indices: Any = None,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            inputs: one waveform [sample]; a list of waveforms, stereo ones as [channel sample] or [sample channel]; clips of
+                one length [batch sample]; projected frames [batch frame d_model], alone or as (frames, mask); what ``prepare``
+                made of any of these; with ``start_at_layer``, a residual stream. Tensors or arrays; int16 and int32 are scaled.
+            one_zero_attention_mask: 1 or True at real frames [batch frame], or at real samples [batch sample]; by default as
+                the processor and ``padding`` say.
+            sampling_rate: of the waveforms, in Hz; they are resampled to the model's.
+            move_to_device: False refuses a tensor on another device than the model's.
+            return_type: "hidden", the final stream [batch frame d_model]; "logits" of the task's head (CTC [batch frame
+                d_vocab], classification [batch label]); "predictions" (CTC: the greedy transcript; classification: the label;
+                bare for one bare waveform, otherwise a list); "loss" against ``labels``; None, to run no head and return
+                nothing.
+            use_proj: another name for ``return_type="logits"``.
+            labels: for "loss": symbol ids [batch target], -100 after the end of each, or class ids [batch].
+            padding: "batch": as Hugging Face computes a padded batch under the processor's own policy, in which a group norm
+                sees the padding; "independent": each clip gets what it would get alone.
+            logits_at: the logits of these frames only: an int, a list of ints, or a tensor [k] or [batch k].
+            start_at_layer: the layer whose input ``inputs`` is.
+            stop_at_layer: return the stream that enters this layer.
+            mask_time_indices: True or 1 at frames [batch frame] in whose place the model's mask vector shall stand.
+
+        Raises:
+            InputError, GradientError, TaskError, TokenizerMissingError, HookUnreachableError: before anything runs.
+        """
+        if use_proj:
+            if return_type not in ("hidden", "logits"):
+                raise InputError(f"use_proj=True is return_type='logits', and return_type={return_type!r} is given too")
+            return_type = "logits"
+        front = self.FRONT[2:] if _are_frames(inputs) else self.FRONT
+        plan = self.plan(return_type, start_at_layer, stop_at_layer, front)
+        self.check_options(plan, labels, logits_at)
+        if plan.embeds:
+            batch = self.prepare(
+                inputs,
+                one_zero_attention_mask,
+                sampling_rate,
+                move_to_device,
+                padding=padding,
+                mask_time_indices=mask_time_indices,
+            )
+        else:
+            batch = self._of_stream(inputs, one_zero_attention_mask, mask_time_indices)
+        chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
+
+        def first_stream() -> Resid:
+            if not plan.embeds:
+                return self.check_stream(inputs)
+            frames = self._frames(batch) if batch.frames is None else batch.frames
+            return self.hook_full_embed(self.embed(frames, batch.masked, batch.sequence))
+
+        return self.run(plan, batch, first_stream, labels, chosen)
+
+    def to_frames(
+        self, raw_inputs: Any, sampling_rate: Any = 16000, move_to_device: bool = True, *, padding: Any = "batch"
+    ) -> tuple[Float[Tensor, "batch frame d_model"], Int[Tensor, "batch frame"]]:
+        """Projected frames of waveforms, and which of them are real: 1 or 0, and 1 everywhere where padding is read as silence
+        (``frame_lengths`` gives the real lengths). ``forward`` takes both as a tuple.
+
+        Raises:
+            InputError, GradientError: as for ``forward``.
+        """
+        if _are_frames(raw_inputs):
+            raise InputError("to_frames makes frames of waveforms, and these are frames already")
+        batch = self.prepare(raw_inputs, None, sampling_rate, move_to_device, padding=padding)
+        return self._frames(batch), batch.sequence.real.long().to(batch.device)
+
+    def encoder_output(self, frames: Any, one_zero_attention_mask: Any = None) -> Float[Tensor, "batch frame d_model"]:
+        """The final stream of projected frames: ``forward`` with ``return_type="hidden"``."""
+        return self(frames, one_zero_attention_mask)
+
+    def align(self, waveform: Any, transcript: str, sampling_rate: Any = 16000) -> SpeechAlignment:
+        """Where the characters and words of a transcript lie in a clip, by the best path of the CTC head.
+
+        Args:
+            waveform: one clip.
+            transcript: what is said in it, in symbols of the tokenizer.
+            sampling_rate: of the waveform, in Hz.
+
+        Raises:
+            TaskError: for a model without a CTC head.
+            TokenizerMissingError: without a tokenizer.
+            InputError: for several clips, characters that the tokenizer lacks, or a clip too short for the transcript.
+        """
+        if "ctc" not in self.heads:
+            raise TaskError(f"align needs a CTC head; the heads of {self.cfg.model_name}: {self.head_names()}")
+        if self.tokenizer is None:
+            raise TokenizerMissingError("align needs a tokenizer: set model.processor to a Wav2Vec2Processor")
+        batch = self.prepare(waveform, None, sampling_rate)
+        if batch.sequence.batch != 1 or batch.waves is None:
+            raise InputError("align takes one waveform at a time")
+        target = audio_input.target_of(self.tokenizer, transcript)
+        with torch.no_grad(), self.use_task("ctc"):
+            logits = self(batch, return_type="logits")[0]
+        log_probs = logits.double().log_softmax(-1).cpu().numpy()
+        return align_transcript(log_probs, target, cast(CTCHead, self.heads["ctc"]).blank, self.timing)
+
+    def _frames(self, batch: AudioBatch) -> Float[Tensor, "batch frame d_model"]:
+        return self.projection(self.frontend(batch.waves, batch.samples))
+
+    def _of_frames(self, inputs: Any, mask: Any, alone: bool) -> AudioBatch:
+        frames, own = inputs if isinstance(inputs, tuple) else (inputs, None)
+        if own is not None and mask is not None:
+            raise InputError("the mask is given twice: as (frames, mask), and as one_zero_attention_mask")
+        frames = torch.as_tensor(frames)
+        if frames.shape[-1] != self.cfg.d_model or 0 in frames.shape or not frames.is_floating_point():
+            raise InputError(
+                f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}; they are floating-point numbers "
+                f"[batch frame {self.cfg.d_model}], as to_frames makes them"
+            )
+        if not bool(frames.detach().isfinite().all()):
+            raise InputError("frames hold NaN or infinities")
+        real = self._frame_mask(own if mask is None else mask, len(frames), frames.shape[1])
+        sequence = Sequence(len(frames), frames.shape[1], real, alone)
+        return self._batch(sequence, frames=frames.to(self.cfg.device, self.cfg.dtype))
+
+    def _of_clips(self, inputs: Any, mask: Any, sampling_rate: Any, alone: bool) -> AudioBatch:
+        processing, frontend = self.processing, self.frontend_part
+        clips, single = audio_input.as_clips(inputs, sampling_rate, processing.rate)
+        bare = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 2
+        hint = "; stereo [sample channel] goes in as [waveform], a list" if bare else ""
+        audio_input.check_lengths(clips, frontend, processing.rate, hint)
+        longest = max(map(len, clips))
+        lengths, of_samples = self._lengths(clips, mask, longest, resampled=sampling_rate != processing.rate)
+        n_frames = frontend.n_frames(longest)
+        masks = processing.masks or alone or of_samples
+        if mask is not None and not of_samples:
+            real = self._frame_mask(mask, len(clips), n_frames)
+        elif masks:
+            own = audio_input.mask_of_lengths([frontend.n_frames(length) for length in lengths], n_frames).bool()
+            real = self._frame_mask(own, len(clips), n_frames)
+        else:
+            real = None
+        waves = audio_input.joined(clips, processing, lengths if masks else None, self.cfg.dtype)
+        samples = tuple(lengths) if alone and min(lengths) < longest else None
+        sequence = Sequence(len(clips), n_frames, real, alone)
+        return self._batch(sequence, waves=waves.to(self.cfg.device), samples=samples, single=single)
+
+    def _lengths(self, clips: Items[Tensor], mask: Any, longest: int, resampled: bool) -> tuple[list[int], bool]:
+        """How many samples of each clip are real, and whether a mask over samples says so."""
+        of_samples = isinstance(mask, Tensor | np.ndarray) and tuple(np.shape(mask)) in ((len(clips), longest), (longest,))
+        if not of_samples:
+            return [len(clip) for clip in clips], False
+        if resampled:
+            raise InputError("a mask over samples does not fit resampled clips; give a list of clips of their own lengths")
+        given = audio_input.check_frame_mask(torch.atleast_2d(torch.as_tensor(mask)), len(clips), longest)
+        lengths = audio_input.lengths_of_sample_mask(given)
+        audio_input.check_lengths(
+            [clip[:length] for clip, length in zip(clips, lengths, strict=True)], self.frontend_part, self.processing.rate
+        )
+        return lengths, True
+
+    def _of_stream(self, inputs: Any, mask: Any, mask_time_indices: Any) -> AudioBatch:
+        if mask_time_indices is not None:
+            raise InputError("mask_time_indices belong to the embeddings, which start_at_layer skips")
+        batch, pos, _ = self.check_stream(inputs).shape
+        return self._batch(Sequence(batch, pos, self._frame_mask(mask, batch, pos)))
+
+    def _batch(self, sequence: Sequence, **fields: Any) -> AudioBatch:
+        unset: dict[str, Any] = {"waves": None, "samples": None, "frames": None, "masked": None, "single": False}
+        times = self.frame_times(sequence.pos)
+        return AudioBatch(sequence=sequence, times=times, tokenizer=self.tokenizer, **(unset | fields))
+
+    def _frame_mask(self, mask: Any, batch: int, pos: int) -> Bool[Tensor, "batch pos"] | None:
+        if mask is None:
+            return None
+        given = torch.atleast_2d(mask) if isinstance(mask, Tensor) else mask
+        real = audio_input.check_real(audio_input.check_frame_mask(given, batch, pos))
+        return None if real is None else real.to(self.cfg.device)
+
+    def _masked(self, mask_time_indices: Any, sequence: Sequence) -> Bool[Tensor, "batch pos"] | None:
+        if mask_time_indices is None:
+            return None
+        masked = audio_input.check_frame_mask(mask_time_indices, sequence.batch, sequence.pos).to(self.cfg.device)
+        self.embed.check_masked(masked)
+        return masked
+
+
+def _are_frames(inputs: Any) -> bool:
+    """Whether an input is projected frames, rather than waveforms."""
+    if isinstance(inputs, AudioBatch):
+        return inputs.waves is None
+    if isinstance(inputs, tuple):
+        return len(inputs) == 2 and isinstance(inputs[0], Tensor | np.ndarray) and inputs[0].ndim == 3
+    return isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 3
+
+
+def _request(cfg: EncoderConfig | dict[str, Any]) -> ModelRequest:
+    return audio_request_from_dict(cfg) if isinstance(cfg, dict) else plain_request(cfg)

@@ -1,0 +1,81 @@
+"""Recorded speech, and tiny speech models that can read and write it."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+from encoderlens import HookedAudioEncoder
+from tests.tiny import tiny_hf
+
+DATA = Path(__file__).parent / "data"
+SPEECH = DATA / "speech"
+RATE = 16_000
+DISPOSED, AMIABLE, CLUBS = SPEECH / "disposed.wav", SPEECH / "amiable.flac", SPEECH / "clubs.flac"
+TRANSCRIPTS = {
+    DISPOSED: "HE WAS NOT AN ILL DISPOSED YOUNG MAN",
+    AMIABLE: "HE MIGHT EVEN HAVE BEEN MADE AMIABLE HIMSELF",
+    CLUBS: "TEN OF CLUBS",
+}
+
+# The layouts that checkpoints come in, by name: group norm and post-LN (base), layer norm and pre-LN (large), and the options.
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "group norm, post-LN": {},
+    "layer norm, pre-LN": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+    "two convolutions, layer norm, post-LN, relu": {
+        "feat_extract_norm": "layer",
+        "conv_dim": (6, 10),
+        "conv_kernel": (7, 4),
+        "conv_stride": (4, 3),
+        "hidden_size": 30,
+        "num_attention_heads": 5,
+        "num_conv_pos_embeddings": 5,
+        "num_conv_pos_embedding_groups": 3,
+        "hidden_act": "relu",
+        "num_hidden_layers": 2,
+        "layer_norm_eps": 1e-3,
+    },
+    "group norm, pre-LN, biases, summed layers": {
+        "do_stable_layer_norm": True,
+        "conv_bias": True,
+        "use_weighted_layer_sum": True,
+        "num_attention_heads": 2,
+        "num_conv_pos_embeddings": 1,
+        "feat_extract_activation": "gelu_new",
+    },
+}
+# Of HuBERT alone.
+HUBERT_LAYOUTS: dict[str, dict[str, Any]] = {
+    "no projection norm, batch norm, summed layers": {
+        "feat_proj_layer_norm": False,
+        "conv_pos_batch_norm": True,
+        "use_weighted_layer_sum": True,
+    },
+}
+
+
+def speech(path: Path) -> np.ndarray:
+    """A clip's samples, float32."""
+    return soundfile.read(path, dtype="float32")[0]
+
+
+@cache
+def ctc_tokenizer() -> Any:
+    """A character tokenizer of 32 symbols, upper-case, blank 0, delimiter 4."""
+    return Wav2Vec2CTCTokenizer.from_pretrained(DATA / "ctc_tokenizer")
+
+
+def processor(masks: bool) -> Any:
+    """With the tokenizer; ``masks`` is whether padding is masked."""
+    return Wav2Vec2Processor(Wav2Vec2FeatureExtractor(return_attention_mask=masks), ctc_tokenizer())
+
+
+def tiny_speech(hf_class: str = "HubertForCTC", layout: str = "group norm, post-LN", seed: int = 0) -> HookedAudioEncoder:
+    """A tiny model in one of the layouts, with the processor that such checkpoints have, and a tokenizer."""
+    values = (LAYOUTS | HUBERT_LAYOUTS)[layout]
+    hf_model = tiny_hf(hf_class, seed, **values)
+    with_tokenizer = processor(masks=values.get("feat_extract_norm") == "layer")
+    return HookedAudioEncoder.from_pretrained(hf_model=hf_model, processor=with_tokenizer, device="cpu")
