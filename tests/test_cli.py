@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+import soxr
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from encoderlens import ActivationCache, HookedEncoder
+from encoderlens import ActivationCache, HookedAudioEncoder, HookedEncoder
 from encoderlens.cli import app, main
+from tests.speech import CLUBS, DISPOSED, processor, speech
 from tests.tiny import tiny_hf
 
 TINY_BERT = "encoderlens/tiny-bert"
@@ -25,6 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
     path = tmp_path_factory.mktemp("classifier")
     tiny_hf("BertForSequenceClassification").save_pretrained(path)
     tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def ctc_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A speech recogniser with its processor, a frame every 320 samples."""
+    path = tmp_path_factory.mktemp("ctc")
+    tiny_hf("HubertForCTC", conv_kernel=(10, 8, 4), conv_stride=(8, 8, 5)).save_pretrained(path)
+    processor(masks=False).save_pretrained(path)
     return str(path)
 
 
@@ -167,6 +180,80 @@ def test_run_on_a_classifier_and_on_a_pair(folder: str) -> None:
     assert report["inputs"][0]["text"] == ["the doctor", "walked"]
 
 
+def test_run_on_audio_files_gives_each_what_it_would_get_alone(ctc_folder: str, tmp_path: Path) -> None:
+    out, hook = tmp_path / "out.safetensors", "blocks.1.attn.hook_pattern"
+    arguments = ("run", ctc_folder, "--audio", str(DISPOSED), "--audio", str(CLUBS), "--hooks", hook, "--save", str(out))
+    report = json.loads(invoke(*arguments, "--lens", "--attribute", "A", "--json"))
+    model = HookedAudioEncoder.from_pretrained(ctc_folder, device="cpu")
+    for entry, path in zip(report["inputs"], (DISPOSED, CLUBS), strict=True):
+        wave = speech(path)
+        assert entry["seconds"] == round(len(wave) / 16000, 3)
+        assert entry["frames"] == model.frame_lengths(len(wave)).item()
+        assert entry["prediction"] == model(wave, return_type="predictions")
+        frame = entry["attribution"]["positions"][0]
+        assert entry["lens"]["labels"]["pos"] == [f"{frame} {model.frame_times(frame + 1)[-1]:.3f}s"]
+        logits = model(wave, return_type="logits")[0]
+        assert sum(entry["attribution"]["values"]) == pytest.approx(logits[frame, 5 + 2].item(), rel=1e-3)
+        assert logits.softmax(-1)[:, 1:].max().item() == pytest.approx(logits.softmax(-1)[frame, 1:].max().item())
+    cache = ActivationCache.load(out, model)
+    assert list(cache) == [hook]
+    assert cache.frame_times[0] == 258 / 2 / 16000
+    alone = model.run_with_cache(speech(CLUBS), names_filter=hook)[1][hook]
+    frames = alone.shape[-1]
+    assert (cache[hook][1:, :, :frames, :frames] - alone).abs().max() < 1e-5
+    assert invoke(*arguments).count("frames") == 2
+
+
+def test_run_resamples_and_looks_at_the_frame_that_it_is_told(ctc_folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "stereo.flac"
+    wave = soxr.resample(speech(CLUBS), 16000, 22050)
+    soundfile.write(path, np.stack([wave, wave], 1), 22050)
+    shown = invoke("run", ctc_folder, "--audio", str(path), "--lens", "--position", "3")
+    assert "3 0.068s" in shown
+    assert "1.095 s, 54 frames" in shown
+
+
+def test_demo_opens_up_a_clip(ctc_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = invoke("demo", "--audio", str(CLUBS), "--model", ctc_folder)
+    for part in ("1.10 s, 54 frames", "each layer changes", "What it predicts", "surest of a symbol", "decide", "heads look"):
+        assert part in shown
+    assert float(shown.split("completeness error ")[1].split()[0]) < 1e-5
+    assert "give a folder or hub id by --model" in fails(capsys, monkeypatch, "demo", "--audio", str(CLUBS))
+
+
+def test_demo_of_a_model_without_heads(tmp_path: Path) -> None:
+    tiny_hf("Wav2Vec2Model", do_stable_layer_norm=True).save_pretrained(tmp_path)
+    shown = invoke("demo", "--audio", str(CLUBS), "--model", str(tmp_path))
+    assert "heads look" in shown
+    assert "What it predicts" not in shown
+
+
+def test_info_of_a_speech_model(ctc_folder: str) -> None:
+    facts = json.loads(invoke("info", ctc_folder, "--json"))
+    assert facts["architecture"]["front end"] == "3 convolutions, a frame every 320 samples"
+    assert facts["architecture"]["d_vocab"] == 32
+    assert "ctc_head.hook_out" in [point["name"] for point in facts["hook_points"]]
+
+
+def test_audio_errors_are_one_line(
+    ctc_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, text = tmp_path / "short.wav", tmp_path / "text.wav"
+    soundfile.write(short, np.zeros(100), 16000)
+    text.write_text("no audio")
+    for arguments, message in (
+        ((ctc_folder, "--text", "a"), "reads audio: use HookedAudioEncoder"),
+        ((TINY_BERT, "--audio", str(CLUBS)), "reads text: use HookedEncoder"),
+        ((ctc_folder, "--audio", str(tmp_path / "none.wav")), "there is no audio file"),
+        ((ctc_folder, "--audio", str(text)), "cannot be read as audio"),
+        ((ctc_folder, "--audio", str(short)), "short.wav: clip 0 has 100 samples at 16000 Hz; one frame needs 258"),
+        ((ctc_folder, "--audio", str(CLUBS), "--pair", "b"), "--pair goes with --text"),
+        ((ctc_folder, "--audio", str(CLUBS), "--attribute", "a"), "no token for the target 'a'"),
+        ((ctc_folder, "--audio", str(CLUBS), "--lens", "--position", "99"), "positions run from 0 to 53"),
+    ):
+        assert message in fails(capsys, monkeypatch, "run", *arguments)
+
+
 def test_models_lists_what_can_be_loaded() -> None:
     facts = json.loads(invoke("models", "--json"))
     assert facts["embedded"] == [TINY_BERT]
@@ -200,6 +287,8 @@ def test_errors_are_one_line(
 
 def test_wrong_usage_exits_with_2() -> None:
     assert runner.invoke(app, ["run"]).exit_code == 2
+    assert runner.invoke(app, ["run", TINY_BERT]).exit_code == 2
+    assert runner.invoke(app, ["run", TINY_BERT, "--text", "a", "--audio", str(CLUBS)]).exit_code == 2
 
 
 def test_every_command_has_help() -> None:

@@ -23,6 +23,7 @@ RATES = (1_000, 1_000_000)  # in Hz; what lies outside is another unit
 FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31}
 
 Clip = Float[Tensor, " sample"]
+Clips = Items[Float[Tensor, " _"]]  # each of a length of its own
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class AudioBatch(AudioContext):
 # From what the user has to clips
 
 
-def as_clips(inputs: Any, sampling_rate: Any, rate: int) -> tuple[list[Clip], bool]:
+def as_clips(inputs: Any, sampling_rate: Any, rate: int) -> tuple[Clips, bool]:
     """Each clip as floating-point samples at the model's rate, and whether the input was one bare waveform.
 
     Args:
@@ -290,7 +291,7 @@ def _checked(clip: Tensor, where: str) -> Clip:
     return clip
 
 
-def _resampled(clip: Clip, sampling_rate: float, rate: int, where: str) -> Clip:
+def _resampled(clip: Clip, sampling_rate: Any, rate: int, where: str) -> Float[Tensor, " resampled"]:
     if sampling_rate == rate:
         return clip
     if clip.requires_grad:
@@ -308,7 +309,7 @@ def _resampled(clip: Clip, sampling_rate: float, rate: int, where: str) -> Clip:
 # From clips to what the front end reads
 
 
-def check_lengths(clips: Items[Clip], frontend: FrontendPart, rate: int, hint: str = "") -> None:
+def check_lengths(clips: Clips, frontend: FrontendPart, rate: int, hint: str = "") -> None:
     """Refuse clips that are too short for one frame.
 
     Raises:
@@ -324,7 +325,7 @@ def check_lengths(clips: Items[Clip], frontend: FrontendPart, rate: int, hint: s
 
 
 def joined(
-    clips: Items[Clip], processing: Processing, lengths: Items[int] | None, dtype: torch.dtype
+    clips: Clips, processing: Processing, lengths: Items[int] | None, dtype: torch.dtype
 ) -> Float[Tensor, "batch sample"]:
     """Clips as the front end reads them, padded to the longest.
 
@@ -352,7 +353,7 @@ def _standardised(clip: Clip, length: int, padding: float) -> Clip:
     return F.pad(normed, (0, len(clip) - length), value=padding)
 
 
-def _check_peaks(clips: Items[Clip], dtype: torch.dtype) -> None:
+def _check_peaks(clips: Clips, dtype: torch.dtype) -> None:
     """The front end squares sums of samples."""
     limit = torch.finfo(dtype).max ** 0.25
     for index, clip in enumerate(clips):
@@ -413,8 +414,12 @@ def mask_of_lengths(lengths: Items[int], n_frames: int) -> Int[Tensor, "batch po
 # Files
 
 
-def read_audio(path: Path | str) -> tuple[np.ndarray, int]:
+def read_audio(path: Path | str, rate: int | None = None) -> tuple[np.ndarray, int]:
     """An audio file (WAV, FLAC, OGG and what else libsndfile reads) as one waveform [sample], channels averaged, and its rate.
+
+    Args:
+        path: the file.
+        rate: resample to this rate; None keeps the file's.
 
     Raises:
         InputError: for a file that is not there, is empty, or is no audio file.
@@ -424,12 +429,13 @@ def read_audio(path: Path | str) -> tuple[np.ndarray, int]:
     if not Path(path).is_file():
         raise InputError(f"there is no audio file {path}")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, found = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path} cannot be read as audio: {error.error_string}") from error
     if not len(samples):
         raise InputError(f"{path} holds no samples")
-    return samples.mean(1), int(rate)
+    waveform = samples.mean(1)
+    return (waveform, found) if rate is None else (_resampled(torch.from_numpy(waveform), found, rate, str(path)).numpy(), rate)
 
 
 def _described(value: Any) -> str:

@@ -345,6 +345,16 @@ def _config_class(model_type: str) -> Any:
     return CONFIG_MAPPING[model_type]
 
 
+def modality_of(model_name: str, revision: str | None = None) -> str:
+    """What a checkpoint reads: "text" or "audio".
+
+    Raises:
+        CheckpointNotFoundError, UnknownArchitectureError: as ``open_checkpoint``.
+    """
+    path = find_folder(model_name, revision) / "config.json"
+    return family_of(_read_json(path).get("model_type"), str(path)).modality
+
+
 def check_modality(found: str, wanted: str, where: str) -> None:
     """Refuse a text model for the audio class, and the other way round.
 

@@ -20,7 +20,7 @@ for command in (demo, info, run, models):
 
 @app.callback(invoke_without_command=True)
 def about(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
-    """Open up encoders: hooks on every activation of BERT-style models."""
+    """Open up encoders: hooks on every activation of BERT- and HuBERT-style models."""
     if version:
         print(f"encoderlens {__version__}")
         raise typer.Exit

@@ -1,7 +1,8 @@
-"""``encoderlens demo``: a masked sentence, seen from the inside."""
+"""``encoderlens demo``: a masked sentence, or a clip, seen from the inside."""
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.analysis import direct_logit_attribution, logit_lens
-from encoderlens.cli.common import DEMO_MODEL, open_model
+from encoderlens.cli.common import DEMO_MODEL, open_text_model
+from encoderlens.cli.demo_audio import show_clip
 from encoderlens.errors import InputError, TaskError
 from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.names import head_label
@@ -25,10 +27,18 @@ TOP = 5
 
 def demo(
     text: Annotated[str, typer.Option(help="A sentence with the model's mask token in it.")] = SENTENCE,
-    model: Annotated[str, typer.Option(help="A masked-LM checkpoint: folder, hub id or embedded name.")] = DEMO_MODEL,
+    model: Annotated[
+        str, typer.Option(help="A masked-LM checkpoint (with --audio, a speech one): folder, hub id or embedded name.")
+    ] = DEMO_MODEL,
+    audio: Annotated[Path | None, typer.Option(help="A WAV or FLAC file, for a speech model given by --model.")] = None,
 ) -> None:
-    """Open up a masked language model: its guess, how it forms layer by layer, what decides it, and where heads look."""
-    encoder = open_model(model)
+    """Open up a model: its guess, how it forms layer by layer, what decides it, and where heads look."""
+    if audio is not None:
+        if model == DEMO_MODEL:
+            raise InputError("no speech checkpoint ships with the package: give a folder or hub id by --model")
+        show_clip(model, audio)
+        return
+    encoder = open_text_model(model)
     if "masked_lm" not in encoder.heads:
         raise TaskError(f"{model} has no masked-LM head, which the demo reads; try it with {DEMO_MODEL}")
     encoder.task = "masked_lm"

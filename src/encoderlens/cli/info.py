@@ -45,8 +45,8 @@ def describe(model: Encoder) -> dict[str, Any]:
         "attention": f"{cfg.n_heads} heads of d_head {cfg.d_head}",
         "d_model": cfg.d_model,
         "d_mlp": f"{cfg.d_mlp} ({cfg.act_fn})",
-        "d_vocab": cfg.d_vocab,
-        "positions": f"{cfg.n_ctx} ({cfg.positional_embedding_type})",
+        "d_vocab": cfg.d_vocab_out or "none",
+        "positions": cfg.positional_embedding_type if cfg.n_ctx is None else f"{cfg.n_ctx} ({cfg.positional_embedding_type})",
         "norm": f"{cfg.normalization_type}, eps {cfg.eps:g}",
         "dtype": str(cfg.dtype).removeprefix("torch."),
     }
@@ -60,4 +60,7 @@ def describe(model: Encoder) -> dict[str, Any]:
         for name, point in model.hook_dict.items()
         if block_of(name) in (None, 0)
     ]
+    if cfg.frontend is not None:
+        part = cfg.frontend
+        architecture["front end"] = f"{len(part.channels)} convolutions, a frame every {part.stride} samples"
     return {"architecture": architecture, "hook_points": points}

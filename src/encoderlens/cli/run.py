@@ -1,4 +1,4 @@
-"""``encoderlens run``: one forward pass from the shell: predictions, the lens, attributions and activations."""
+"""``encoderlens run``: one forward pass from the shell, on text or audio: predictions, lens, attributions, activations."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,16 @@ from rich.table import Table
 
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.analysis import Result, direct_logit_attribution, logit_lens
-from encoderlens.cli.common import AsJson, Model, Task, mask_positions, open_model
+from encoderlens.cli.common import AsJson, Model, Task, open_audio_model, open_text_model
+from encoderlens.cli.items import Item, audio_batch, audio_items, text_items
 from encoderlens.errors import InputError
-from encoderlens.hooked_encoder import HookedEncoder
+from encoderlens.pretrained_encoder import PretrainedEncoder
 
-Texts = Annotated[list[str], typer.Option("--text", help="The text; repeat it for a batch.")]
+Texts = Annotated[list[str] | None, typer.Option("--text", help="The text; repeat it for a batch.")]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option("--audio", help="A WAV or FLAC file, for models that read waveforms; repeat it for several."),
+]
 Pairs = Annotated[list[str] | None, typer.Option("--pair", help="The second text of each --text, for heads that read pairs.")]
 Hooks = Annotated[
     list[str] | None, typer.Option("--hooks", help="Hook points to keep, as 'encoderlens info' names them; repeatable.")
@@ -26,14 +31,19 @@ Attribute = Annotated[
     str | None, typer.Option(metavar="WORD", help="Show the heads, MLPs and biases that decide the logit of a word or label.")
 ]
 Position = Annotated[
-    int | None, typer.Option(help="The position that --lens and --attribute look at; by default that of the mask token.")
+    int | None,
+    typer.Option(
+        help="The position that --lens and --attribute look at; by default that of the mask token, or the frame at which a CTC "
+        "head is surest of a symbol."
+    ),
 ]
 
 
 def run(
     model: Model,
-    text: Texts,
+    text: Texts = None,
     pair: Pairs = None,
+    audio: Files = None,
     hooks: Hooks = None,
     save: Save = None,
     task: Task = None,
@@ -42,21 +52,22 @@ def run(
     position: Position = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a model on text: what it predicts, how it comes to that, and the activations at any hook points."""
+    """Run a model on text or audio: what it predicts, how it comes to that, and the activations at any hook points."""
     _check_target(save)
+    if bool(text) == bool(audio):
+        raise typer.BadParameter("give --text, or --audio, one or several times")
     if position is not None and not lens and attribute is None:
         raise InputError("--position is where --lens and --attribute look: give one of them too")
-    texts = _paired(text, pair)
-    encoder = open_model(model, task)
+    encoder, items, batch = _opened(model, task, text, pair, audio)
     with torch.inference_mode():
-        report = _report(encoder, texts)
-        for entry, one in zip(report["inputs"], texts, strict=True):
+        report = _report(encoder, items, batch)
+        for entry, item in zip(report["inputs"], items, strict=True):
             try:
-                entry |= _analyses(encoder, one, lens, attribute, position)
+                entry |= _analyses(encoder, item, lens, attribute, position)
             except InputError as error:
-                raise InputError(f"--text {one!r}: {error}") from error
+                raise InputError(f"{item.option}: {error}") from error
         if hooks or save:
-            _, cache = encoder.run_with_cache(texts, names_filter=hooks or None)
+            _, cache = encoder.run_with_cache(batch, return_type=_richest(encoder), names_filter=hooks or None)
             report["activations"] = _statistics(cache) if hooks else []
             if save:
                 cache.save(save)
@@ -65,6 +76,25 @@ def run(
         print(json.dumps(report, allow_nan=False, default=lambda result: json.loads(result.to_json())))
     else:
         _show(report)
+
+
+def _opened(
+    model: str, task: str | None, texts: list[str] | None, pairs: list[str] | None, files: list[Path] | None
+) -> tuple[PretrainedEncoder, list[Item], Any]:
+    """The model, each input, and all of them as one batch."""
+    if files:
+        if pairs:
+            raise InputError("--pair goes with --text")
+        audio_encoder = open_audio_model(model, task)
+        return audio_encoder, audio_items(audio_encoder, files), audio_batch(audio_encoder, files)
+    paired = _paired(texts or [], pairs)
+    encoder = open_text_model(model, task)
+    return encoder, text_items(encoder, paired), encoder.prepare(paired)
+
+
+def _richest(encoder: PretrainedEncoder) -> str:
+    """The return type that computes most."""
+    return "hidden" if encoder.task is None else "logits"
 
 
 def _paired(texts: list[str], pairs: list[str] | None) -> list[str] | list[tuple[str, str]]:
@@ -82,25 +112,24 @@ def _check_target(save: Path | None) -> None:
         raise InputError(f"--save {save} is a folder; give the name of a file")
 
 
-def _report(encoder: HookedEncoder, texts: Any) -> dict[str, Any]:
-    report: dict[str, Any] = {"model": encoder.cfg.model_name, "task": encoder.task, "inputs": []}
-    predictions, note = _predictions(encoder, texts)
-    for index, tokens in enumerate(encoder.tokens_to_str(texts)):
-        entry: dict[str, Any] = {"text": texts[index], "tokens": tokens}
-        if predictions is not None:
-            entry["prediction"] = predictions[index]
-        report["inputs"].append(entry)
-    if note:
-        report["note"] = note
-    return report
+def _report(encoder: PretrainedEncoder, items: list[Item], batch: Any) -> dict[str, Any]:
+    predictions, note = _predictions(encoder, batch)
+    inputs = [dict(item.shown) for item in items]
+    for entry, prediction in zip(inputs, predictions or [], strict=bool(predictions)):
+        entry["prediction"] = prediction
+    report: dict[str, Any] = {"model": encoder.cfg.model_name, "task": encoder.task, "inputs": inputs}
+    return report if note is None else report | {"note": note}
 
 
-def _analyses(encoder: HookedEncoder, text: Any, lens: bool, attribute: str | None, position: int | None) -> dict[str, Result]:
+def _analyses(
+    encoder: PretrainedEncoder, item: Item, lens: bool, attribute: str | None, position: int | None
+) -> dict[str, Result]:
     found: dict[str, Result] = {}
     if lens:
-        found["lens"] = logit_lens(encoder, text, mask_positions(encoder, text) if position is None else [position])
+        found["lens"] = logit_lens(encoder, item.value, item.focus if position is None else [position])
     if attribute is not None:
-        found["attribution"] = direct_logit_attribution(encoder, text, attribute, position)
+        at = item.attributed if position is None else position
+        found["attribution"] = direct_logit_attribution(encoder, item.value, attribute, at)
     return found
 
 
@@ -114,28 +143,32 @@ def _statistics(cache: ActivationCache) -> list[dict[str, Any]]:
     return rows
 
 
-def _predictions(encoder: HookedEncoder, texts: Any) -> tuple[list[Any] | None, str | None]:
-    """A prediction for each text, or why there is none. Text that the model cannot read at all is an error."""
-    encoder.to_tokens(texts, truncate=False)
+def _predictions(encoder: PretrainedEncoder, batch: Any) -> tuple[list[Any] | None, str | None]:
+    """A prediction for each input, or why there is none."""
     if encoder.task is None:
         return None, "the checkpoint has no head, so there is nothing to predict"
     try:
-        return encoder(texts, "predictions"), None
+        return encoder(batch, return_type="predictions"), None
     except InputError as error:
         return None, str(error)
+
+
+def _heading(entry: dict[str, Any]) -> str:
+    if "audio" in entry:
+        return f"{entry['audio']}: {entry['seconds']} s, {entry['frames']} frames"
+    return entry["text"] if isinstance(entry["text"], str) else " | ".join(entry["text"])
 
 
 def _show(report: dict[str, Any]) -> None:
     console = Console()
     for entry in report["inputs"]:
-        text = entry["text"] if isinstance(entry["text"], str) else " | ".join(entry["text"])
-        console.print(text, style="bold", markup=False, highlight=False)
-        console.print(f"  tokens      {' '.join(entry['tokens'])}", markup=False, highlight=False)
+        console.print(_heading(entry), style="bold", markup=False, highlight=False)
+        if "tokens" in entry:
+            console.print(f"  tokens      {' '.join(entry['tokens'])}", markup=False, highlight=False)
         if "prediction" in entry:
             value = entry["prediction"]
-            console.print(
-                f"  prediction  {', '.join(value) if isinstance(value, list) else value}", markup=False, highlight=False
-            )
+            shown = ", ".join(value) if isinstance(value, list) else value
+            console.print(f"  prediction  {shown}", markup=False, highlight=False, soft_wrap=True)
         for name in ("lens", "attribution"):
             if name in entry:
                 console.print(entry[name])

@@ -1,0 +1,91 @@
+"""What ``encoderlens run`` reads: texts, or audio files, each with what is shown of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from encoderlens.audio_input import AudioBatch, read_audio
+from encoderlens.components.heads import CTCHead
+from encoderlens.errors import InputError
+from encoderlens.hooked_audio_encoder import HookedAudioEncoder
+from encoderlens.hooked_encoder import HookedEncoder
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input.
+
+    Attributes:
+        option: how it was given, for error messages: ``--text 'a'``.
+        value: what an analysis takes.
+        shown: what is known of it, for the report.
+        focus: the positions that the lens looks at when none is asked for; None for the analysis' own default.
+        attributed: the position whose logit is attributed when none is asked for; None for the analysis' own default.
+    """
+
+    option: str
+    value: Any
+    shown: dict[str, Any]
+    focus: list[int] | None
+    attributed: int | None
+
+
+def text_items(model: HookedEncoder, texts: list[Any]) -> list[Item]:
+    """Texts or pairs; the lens looks at mask tokens.
+
+    Raises:
+        InputError: for a text that the model cannot read at all.
+    """
+    model.to_tokens(texts, truncate=False)
+    tokens = model.tokens_to_str(texts)
+    return [
+        Item(f"--text {text!r}", text, {"text": text, "tokens": pieces}, mask_positions(model, text), None)
+        for text, pieces in zip(texts, tokens, strict=True)
+    ]
+
+
+def mask_positions(model: HookedEncoder, text: Any) -> list[int] | None:
+    """Where a text has the mask token; None where it has none, or for a head that has no logits for positions."""
+    if model.task is None or not model.heads[model.task].per_position or model.tokenizer.mask_token_id is None:
+        return None
+    tokens = model.to_tokens(text)[0][0]
+    return (tokens == model.tokenizer.mask_token_id).nonzero().flatten().tolist() or None
+
+
+def audio_items(model: HookedAudioEncoder, files: list[Path]) -> list[Item]:
+    """Audio files, at the model's rate; lens and attribution look at the frame of the surest symbol.
+
+    Raises:
+        InputError: for a file that cannot be read, or a clip that is too short.
+    """
+    return [_audio_item(model, path) for path in files]
+
+
+def _audio_item(model: HookedAudioEncoder, path: Path) -> Item:
+    samples, rate = read_audio(path, model.processing.rate)
+    try:
+        batch = model.prepare(samples, None, rate)
+    except InputError as error:
+        raise InputError(f"--audio {path}: {error}") from error
+    shown = {"audio": str(path), "seconds": round(len(samples) / rate, 3), "frames": batch.sequence.pos}
+    frame = surest_frame(model, batch)
+    return Item(f"--audio {path}", batch, shown, None if frame is None else [frame], frame)
+
+
+@torch.inference_mode()
+def surest_frame(model: HookedAudioEncoder, batch: AudioBatch) -> int | None:
+    """The frame of a clip at which the CTC head is surest of a symbol other than the blank; None for another head."""
+    if model.task is None or not isinstance(model.heads[model.task], CTCHead):
+        return None
+    probabilities = model(batch, return_type="logits")[0].float().softmax(-1)
+    probabilities[:, cast(CTCHead, model.heads[model.task]).blank] = 0
+    return int(probabilities.amax(-1).argmax())
+
+
+def audio_batch(model: HookedAudioEncoder, files: list[Path]) -> AudioBatch:
+    """All clips as one batch, each of which gets what it would get alone."""
+    rate = model.processing.rate
+    clips = [torch.from_numpy(read_audio(path, rate)[0]) for path in files]
+    return model.prepare(clips, None, rate, padding="independent")
