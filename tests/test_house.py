@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 import encoderlens
 from encoderlens import HookedEncoder
 from encoderlens.names import block_of
+from tests.speech import DISPOSED, TRANSCRIPTS, processor
 from tests.tiny import tiny_hf
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +83,27 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 6
 
 
+def test_the_readme_example_for_speech_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tiny model, and a recorded clip, in the places where the example has a published checkpoint and a file."""
+    _, example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    folder = tmp_path / re.findall(r'from_pretrained\("(.*?)"\)', example)[0]
+    layout = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_kernel": (10, 8, 4), "conv_stride": (8, 8, 5)}
+    tiny_hf("HubertForCTC", **layout).save_pretrained(folder)
+    processor(masks=True).save_pretrained(folder)
+    wave, rate = soundfile.read(DISPOSED)
+    soundfile.write(tmp_path / "speech.wav", wave, rate)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(example, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "torch.Size([1, 5979, 9])"
+    assert lines[2].startswith("torch.Size([1, 25, 24])")
+    assert sum(" s: " in line for line in lines) == len(TRANSCRIPTS[DISPOSED].split())
+    assert lines[-1].count("Entry(") == 3
+
+
 def test_the_examples_of_the_additive_page_run_and_add_up(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +133,9 @@ def test_every_hook_point_is_documented(hf_class: str) -> None:
             assert " ".join(point.axes) in line
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/from-transformer-lens.md", "docs/additive.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/from-transformer-lens.md", "docs/additive.md", "docs/speech.md"]
+)
 def test_links_between_documents_lead_somewhere(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))
