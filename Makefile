@@ -24,9 +24,11 @@ bench: $(VENV)/.run
 	$(BIN)/python benchmarks/bench_import.py
 	$(BIN)/python benchmarks/bench_memory.py
 	$(BIN)/python benchmarks/bench_additive.py
+	$(BIN)/python benchmarks/bench_audio.py
 
 bench-peers: $(PEERS)/.peers
 	$(PEERS)/bin/python benchmarks/bench_peers.py
+	$(PEERS)/bin/python benchmarks/bench_audio_peers.py
 
 compare-peers: $(PEERS)/.peers
 	$(PEERS)/bin/python tools/compare_transformer_lens.py --out docs/compared-with-transformer-lens.md

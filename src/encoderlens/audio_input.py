@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -285,10 +286,16 @@ def _scaled(item: Tensor, where: str) -> Tensor:
 def _checked(clip: Tensor, where: str) -> Clip:
     if clip.numel() == 0:
         raise InputError(f"{where} is empty")
-    bad = (~clip.detach().isfinite()).nonzero()
-    if len(bad):
+    if not isfinite(_peak(clip)):
+        bad = (~clip.detach().isfinite()).nonzero()
         raise InputError(f"{where} holds {len(bad)} samples that are NaN or infinite, the first at sample {int(bad[0])}")
     return clip
+
+
+def _peak(clip: Clip) -> float:
+    """The largest magnitude; NaN or infinite if any sample is."""
+    low, high = torch.aminmax(clip.detach())
+    return float(torch.maximum(-low, high))
 
 
 def _resampled(clip: Clip, sampling_rate: Any, rate: int, where: str) -> Float[Tensor, " resampled"]:
@@ -301,7 +308,7 @@ def _resampled(clip: Clip, sampling_rate: Any, rate: int, where: str) -> Float[T
         )
     import soxr
 
-    peak = clip.abs().max().clamp_min(torch.finfo(clip.dtype).tiny)  # so that no sum of samples overflows
+    peak = max(_peak(clip), torch.finfo(clip.dtype).tiny)  # so that no sum of samples overflows
     resampled = soxr.resample((clip / peak).cpu().numpy(), float(sampling_rate), float(rate))
     return torch.from_numpy(resampled).to(clip.device) * peak
 
@@ -357,7 +364,7 @@ def _check_peaks(clips: Clips, dtype: torch.dtype) -> None:
     """The front end squares sums of samples."""
     limit = torch.finfo(dtype).max ** 0.25
     for index, clip in enumerate(clips):
-        peak = float(clip.detach().abs().max())
+        peak = _peak(clip)
         if peak > limit:
             raise InputError(
                 f"clip {index} has samples of {peak:.3g}, too large for {str(dtype).removeprefix('torch.')} (at most "

@@ -43,8 +43,9 @@ class ConvLayer(Gains):
         self, x: Float[Tensor, "batch channel_in time"], lengths: Items[int] | None = None
     ) -> Float[Tensor, "batch channel frame"]:
         """``lengths``: how many frames each clip would have alone, where norms may not see its padding."""
-        conv = self.hook_conv(F.conv1d(x, self.weight, self.bias, self.stride).mT).mT
-        return self.hook_post(self.act_fn(self._normalized(conv, lengths)).mT).mT
+        x = self.hook_conv(F.conv1d(x, self.weight, self.bias, self.stride).mT).mT
+        x = self._normalized(x, lengths)  # under one name: of long clips, each of these is large
+        return self.hook_post(self.act_fn(x).mT).mT
 
     def n_frames(self, n_samples: int) -> int:
         """How many frames it makes of so many samples (or frames before it)."""
