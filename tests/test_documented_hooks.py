@@ -7,56 +7,28 @@ import pytest
 import torch
 
 from encoderlens import HookedEncoder
+from tests.hooks import POST_LN_BLOCK, assert_changed, declared, in_layers, norm, replaced, shape
 from tests.tiny import tiny_batch, tiny_hf
 
 EMBED = {
-    "embed.hook_embed": ("batch", "pos", "d_model"),
-    "embed.hook_pos_embed": ("batch", "pos", "d_model"),
-    "embed.hook_token_type_embed": ("batch", "pos", "d_model"),
-    "embed.ln.hook_scale": ("batch", "pos", "1"),
-    "embed.ln.hook_normalized": ("batch", "pos", "d_model"),
-    "hook_full_embed": ("batch", "pos", "d_model"),
-}
-BLOCK = {
-    "hook_resid_pre": ("batch", "pos", "d_model"),
-    "hook_q_input": ("batch", "pos", "head", "d_model"),
-    "hook_k_input": ("batch", "pos", "head", "d_model"),
-    "hook_v_input": ("batch", "pos", "head", "d_model"),
-    "attn.hook_q": ("batch", "pos", "head", "d_head"),
-    "attn.hook_k": ("batch", "pos", "head", "d_head"),
-    "attn.hook_v": ("batch", "pos", "head", "d_head"),
-    "attn.hook_attn_scores": ("batch", "head", "query", "key"),
-    "attn.hook_pattern": ("batch", "head", "query", "key"),
-    "attn.hook_z": ("batch", "pos", "head", "d_head"),
-    "attn.hook_result": ("batch", "pos", "head", "d_model"),
-    "hook_attn_out": ("batch", "pos", "d_model"),
-    "hook_resid_mid": ("batch", "pos", "d_model"),
-    "hook_mlp_in": ("batch", "pos", "d_model"),
-    "ln1.hook_scale": ("batch", "pos", "1"),
-    "ln1.hook_normalized": ("batch", "pos", "d_model"),
-    "hook_normalized_resid_mid": ("batch", "pos", "d_model"),
-    "mlp.hook_in": ("batch", "pos", "d_model"),
-    "mlp.hook_pre": ("batch", "pos", "d_mlp"),
-    "mlp.hook_post": ("batch", "pos", "d_mlp"),
-    "hook_mlp_out": ("batch", "pos", "d_model"),
-    "hook_resid_post": ("batch", "pos", "d_model"),
-    "ln2.hook_scale": ("batch", "pos", "1"),
-    "ln2.hook_normalized": ("batch", "pos", "d_model"),
-    "hook_normalized_resid_post": ("batch", "pos", "d_model"),
+    "embed.hook_embed": "batch pos d_model",
+    "embed.hook_pos_embed": "batch pos d_model",
+    "embed.hook_token_type_embed": "batch pos d_model",
+    **norm("embed.ln"),
+    "hook_full_embed": "batch pos d_model",
 }
 MASKED_LM = {
-    "mlm_head.hook_pre": ("batch", "pos", "d_model"),
-    "mlm_head.hook_post": ("batch", "pos", "d_model"),
-    "mlm_head.ln.hook_scale": ("batch", "pos", "1"),
-    "mlm_head.ln.hook_normalized": ("batch", "pos", "d_model"),
-    "unembed.hook_in": ("batch", "pos", "d_model"),
-    "unembed.hook_out": ("batch", "pos", "d_vocab"),
+    "mlm_head.hook_pre": "batch pos d_model",
+    "mlm_head.hook_post": "batch pos d_model",
+    **norm("mlm_head.ln"),
+    "unembed.hook_in": "batch pos d_model",
+    "unembed.hook_out": "batch pos d_vocab",
 }
-POOLER = {"pooler.hook_pooler_out": ("batch", "d_model")}
-NEXT_SENTENCE = {"nsp_head.hook_nsp_out": ("batch", "2")}
-SEQUENCE_CLASSIFICATION = {"classifier.hook_in": ("batch", "d_model"), "classifier.hook_out": ("batch", "label")}
-TOKEN_CLASSIFICATION = {"classifier.hook_in": ("batch", "pos", "d_model"), "classifier.hook_out": ("batch", "pos", "label")}
-QUESTION_ANSWERING = {"qa_head.hook_in": ("batch", "pos", "d_model"), "qa_head.hook_out": ("batch", "pos", "2")}
+POOLER = {"pooler.hook_pooler_out": "batch d_model"}
+NEXT_SENTENCE = {"nsp_head.hook_nsp_out": "batch 2"}
+SEQUENCE_CLASSIFICATION = {"classifier.hook_in": "batch d_model", "classifier.hook_out": "batch label"}
+TOKEN_CLASSIFICATION = {"classifier.hook_in": "batch pos d_model", "classifier.hook_out": "batch pos label"}
+QUESTION_ANSWERING = {"qa_head.hook_in": "batch pos d_model", "qa_head.hook_out": "batch pos 2"}
 
 HEADS = {
     "BertModel": POOLER,
@@ -68,8 +40,7 @@ HEADS = {
     "BertForQuestionAnswering": QUESTION_ANSWERING,
 }
 N_LAYERS = 3
-BLOCKS = {f"blocks.{layer}.{name}": axes for layer in range(N_LAYERS) for name, axes in BLOCK.items()}
-DOCUMENTED = {hf_class: EMBED | BLOCKS | head for hf_class, head in HEADS.items()}
+DOCUMENTED = {hf_class: EMBED | in_layers(POST_LN_BLOCK, N_LAYERS) | head for hf_class, head in HEADS.items()}
 
 SIZES = {"batch": 3, "pos": 11, "query": 11, "key": 11, "head": 5, "d_model": 40, "d_head": 8, "d_mlp": 52, "d_vocab": 188}
 SIZES |= {"label": 3, "1": 1, "2": 2}
@@ -105,47 +76,24 @@ def untouched_output(hf_class, name):
         return run_that_reaches(tiny(hf_class), name)()
 
 
-def other_value(tensor, name):
-    """Something else of the same kind: patterns still sum to one, scales are positive."""
-    if name.endswith("hook_pattern"):
-        return tensor.roll(1, dims=-1)
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
-    return tensor * (0.5 + noise.abs()) if name.endswith("hook_scale") else noise
-
-
 @every_class
-def test_the_model_has_these_hook_points_and_no_others(hf_class):
+def test_the_model_has_these_hook_points_with_these_axes_and_no_others(hf_class):
     model = tiny(hf_class)
     assert model.cfg.n_layers == N_LAYERS
-    assert set(model.hook_dict) == set(DOCUMENTED[hf_class])
-    assert {name: point.name for name, point in model.hook_dict.items()} == {name: name for name in model.hook_dict}
-
-
-@every_class
-def test_declared_axes_are_the_documented_ones(hf_class):
-    fixed = {"1": ("1",), "2": ("2", "label")}  # the two logits of a verdict, or of start and end, are an axis "label"
-    for name, axes in DOCUMENTED[hf_class].items():
-        declared = tiny(hf_class).hook_dict[name].axes
-        assert len(declared) == len(axes), name
-        assert all(mine in fixed.get(axis, (axis,)) for mine, axis in zip(declared, axes, strict=True)), name
+    assert list(model.hook_dict) == list(declared(model))
+    # The two logits of a verdict, or of start and end, are an axis "label".
+    assert declared(model) == {name: axes.replace("2", "label") for name, axes in DOCUMENTED[hf_class].items()}
 
 
 @every_hook
 def test_it_fires_with_its_shape_and_what_it_returns_reaches_the_output(hf_class, name):
-    model, seen = tiny(hf_class), []
+    model = tiny(hf_class)
     before = untouched_output(hf_class, name if name in HEADS[hf_class] else "hook_full_embed")
-
-    def replace(tensor, hook):
-        seen.append((hook.name, tuple(tensor.shape)))
-        return other_value(tensor, name)
-
     with torch.no_grad():
         run = run_that_reaches(model, name)
-        with model.hooks([(name, replace)]):
-            after = run()
-    assert seen == [(name, tuple(SIZES[axis] for axis in DOCUMENTED[hf_class][name]))]
-    assert after.isfinite().all()
-    assert (after - before).abs().max() > 1e-3 * before.abs().max()
+    after, seen = replaced(model, name, run)
+    assert seen == [(name, shape(DOCUMENTED[hf_class][name], SIZES))]
+    assert_changed(after, before)
 
 
 @every_class
@@ -155,7 +103,7 @@ def test_everything_that_a_run_reaches_is_cached_with_the_documented_shape(hf_cl
     _, activations = model.run_with_cache(tiny_batch()["tokens"], names_filter=lambda name: True)
     modules = model.heads[task].modules if task else ()
     expected = {
-        name: tuple(SIZES[axis] for axis in axes)
+        name: shape(axes, SIZES)
         for name, axes in DOCUMENTED[hf_class].items()
         if name not in HEADS[hf_class] or name.split(".")[0] in modules
     }
@@ -204,7 +152,7 @@ def test_the_cached_parts_add_up_as_the_block_does(bert):
     ln = bert.embed.ln
     torch.testing.assert_close(cache["hook_full_embed"], normalized * ln.w + ln.b)
     for layer, block in enumerate(bert.blocks):
-        act = {name: cache[f"blocks.{layer}.{name}"] for name in BLOCK}
+        act = {name: cache[f"blocks.{layer}.{name}"] for name in POST_LN_BLOCK}
         probabilities = act["attn.hook_attn_scores"].softmax(-1)
         torch.testing.assert_close(act["attn.hook_pattern"], probabilities)
         z = torch.einsum("bhqk,bkhd->bqhd", probabilities, act["attn.hook_v"])

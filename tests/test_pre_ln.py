@@ -15,6 +15,7 @@ from encoderlens.errors import ConfigError, HookUnreachableError
 from encoderlens.names import act_name
 from encoderlens.utils import get_act_name
 from tests.additive import BLOCKS, MLPS, SIZES, TASKS, additive_batch, additive_model, run
+from tests.hooks import PRE_LN_BLOCK, assert_changed, declared, in_layers, norm, replaced, shape
 from tests.parity import assert_parity
 
 N_LAYERS = SIZES["n_layers"]
@@ -204,41 +205,12 @@ EMBED = {
     "embed.hook_embed": "batch pos d_model",
     "embed.hook_pos_embed": "batch pos d_model",
     "embed.hook_token_type_embed": "batch pos d_model",
-    "embed.ln.hook_scale": "batch pos 1",
-    "embed.ln.hook_normalized": "batch pos d_model",
+    **norm("embed.ln"),
     "hook_full_embed": "batch pos d_model",
 }
-BLOCK = {
-    "hook_resid_pre": "batch pos d_model",
-    "ln1.hook_scale": "batch pos 1",
-    "ln1.hook_normalized": "batch pos d_model",
-    "hook_q_input": "batch pos head d_model",
-    "hook_k_input": "batch pos head d_model",
-    "hook_v_input": "batch pos head d_model",
-    "attn.hook_q": "batch pos head d_head",
-    "attn.hook_k": "batch pos head d_head",
-    "attn.hook_v": "batch pos head d_head",
-    "attn.hook_attn_scores": "batch head query key",
-    "attn.hook_pattern": "batch head query key",
-    "attn.hook_z": "batch pos head d_head",
-    "attn.hook_result": "batch pos head d_model",
-    "hook_attn_out": "batch pos d_model",
-    "hook_resid_mid": "batch pos d_model",
-    "hook_mlp_in": "batch pos d_model",
-    "ln2.hook_scale": "batch pos 1",
-    "ln2.hook_normalized": "batch pos d_model",
-    "mlp.hook_in": "batch pos d_model",
-    "mlp.hook_pre": "batch pos d_mlp",
-    "mlp.hook_post": "batch pos d_mlp",
-    "hook_mlp_out": "batch pos d_model",
-    "hook_resid_post": "batch pos d_model",
-}
 GATED = {"mlp.hook_pre_linear": "batch pos d_mlp"}
-LAST = {"ln_final.hook_scale": "batch pos 1", "ln_final.hook_normalized": "batch pos d_model"}
-ENCODER = {
-    mlp: EMBED | {f"blocks.{layer}.{name}": axes for layer in range(N_LAYERS) for name, axes in names.items()} | LAST
-    for mlp, names in {"plain": BLOCK, "gated": BLOCK | GATED}.items()
-}
+BLOCK = {"plain": PRE_LN_BLOCK, "gated": PRE_LN_BLOCK | GATED}
+ENCODER = {mlp: EMBED | in_layers(block, N_LAYERS) | norm("ln_final") for mlp, block in BLOCK.items()}
 LENGTHS = {"batch": 3, "pos": 11, "query": 11, "key": 11, "1": 1, "head": SIZES["n_heads"], **SIZES}
 HEAD_MODULES = ("mlm_head", "unembed", "pooler", "nsp_head", "classifier", "qa_head")
 
@@ -255,31 +227,16 @@ def untouched(mlp: str) -> Tensor:
 
 @every_mlp
 def test_the_encoder_has_these_hook_points_with_these_axes_and_no_others(mlp: str) -> None:
-    found = {name: " ".join(point.axes) for name, point in pre_ln(mlp).hook_dict.items()}
-    assert {name: axes for name, axes in found.items() if name.split(".")[0] not in HEAD_MODULES} == ENCODER[mlp]
-
-
-def other_value(tensor: Tensor, name: str) -> Tensor:
-    """Something else of the same kind: patterns still sum to one, scales are positive."""
-    if name.endswith("hook_pattern"):
-        return tensor.roll(1, dims=-1)
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
-    return tensor * (0.5 + noise.abs()) if name.endswith("hook_scale") else noise
+    found = {name: axes for name, axes in declared(pre_ln(mlp)).items() if name.split(".")[0] not in HEAD_MODULES}
+    assert found == ENCODER[mlp]
 
 
 @pytest.mark.parametrize("name", ENCODER["gated"])
 def test_it_fires_with_its_shape_and_what_it_returns_reaches_the_output(name: str) -> None:
-    model, before, seen = pre_ln("gated"), untouched("gated"), []
-
-    def replace(tensor: Tensor, hook: Any) -> Tensor:
-        seen.append((hook.name, tuple(tensor.shape)))
-        return other_value(tensor, name)
-
-    with torch.no_grad(), model.hooks([(name, replace)]):
-        after = run(model, additive_batch())
-    assert seen == [(name, tuple(LENGTHS[axis] for axis in ENCODER["gated"][name].split()))]
-    assert after.isfinite().all()
-    assert (after - before).abs().max() > 1e-3 * before.abs().max()
+    model = pre_ln("gated")
+    after, seen = replaced(model, name, lambda: run(model, additive_batch()))
+    assert seen == [(name, shape(ENCODER["gated"][name], LENGTHS))]
+    assert_changed(after, untouched("gated"))
 
 
 @every_mlp
@@ -298,7 +255,7 @@ def test_the_cached_parts_add_up_as_the_block_does(mlp: str) -> None:
         )
         assert_parity(logits, untouched(mlp), batch["mask"], 2e-6)
         for layer, block in enumerate(model.blocks):
-            act = {name: acts[f"blocks.{layer}.{name}"] for name in (BLOCK | GATED if mlp == "gated" else BLOCK)}
+            act = {name: acts[f"blocks.{layer}.{name}"] for name in BLOCK[mlp]}
             resid, mid = act["hook_resid_pre"], act["hook_resid_mid"]
             for stream, ln, name, read in (
                 (resid, block.ln1, "ln1", act["hook_q_input"][:, :, 1]),

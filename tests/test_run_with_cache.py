@@ -1,10 +1,9 @@
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from encoderlens import ActivationCache, HookedEncoder, utils
 from encoderlens.errors import GradientError, HookNameError, HookResultError, HookUnreachableError, InputError
+from tests.hooks import modules_that_run
 from tests.tiny import tiny_batch
 
 BATCH = tiny_batch()
@@ -32,22 +31,6 @@ def padded(model, *args, **kwargs):
 
 def relative_difference(a, b):
     return ((a.float() - b.float()).abs().max() / b.float().abs().max()).item()
-
-
-@contextmanager
-def modules_that_run(model):
-    """The names of the embedding, the blocks and the heads' modules, as they run."""
-    ran = []
-    tops = {name: module for name, module in model.named_children() if name in ("embed", "mlm_head", "unembed", "pooler")}
-    tops |= {f"blocks.{layer}": block for layer, block in enumerate(model.blocks)}
-    handles = [
-        module.register_forward_pre_hook(lambda module, args, name=name: ran.append(name)) for name, module in tops.items()
-    ]
-    try:
-        yield ran
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 # What a filter selects
