@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from encoderlens import HookedAudioEncoder
@@ -55,6 +56,7 @@ HUBERT_LAYOUTS: dict[str, dict[str, Any]] = {
         "use_weighted_layer_sum": True,
     },
 }
+ALL_LAYOUTS = LAYOUTS | HUBERT_LAYOUTS
 
 
 def speech(path: Path) -> np.ndarray:
@@ -73,9 +75,15 @@ def processor(masks: bool) -> Any:
     return Wav2Vec2Processor(Wav2Vec2FeatureExtractor(return_attention_mask=masks), ctc_tokenizer())
 
 
-def tiny_speech(hf_class: str = "HubertForCTC", layout: str = "group norm, post-LN", seed: int = 0) -> HookedAudioEncoder:
+def tiny_speech(
+    hf_class: str = "HubertForCTC",
+    layout: str = "group norm, post-LN",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> HookedAudioEncoder:
     """A tiny model in one of the layouts, with the processor that such checkpoints have, and a tokenizer."""
-    values = (LAYOUTS | HUBERT_LAYOUTS)[layout]
-    hf_model = tiny_hf(hf_class, seed, **values)
+    values = ALL_LAYOUTS[layout]
+    hf_model = tiny_hf(hf_class, seed, **(values | overrides))
     with_tokenizer = processor(masks=values.get("feat_extract_norm") == "layer")
-    return HookedAudioEncoder.from_pretrained(hf_model=hf_model, processor=with_tokenizer, device="cpu")
+    return HookedAudioEncoder.from_pretrained(hf_model=hf_model, processor=with_tokenizer, device="cpu", dtype=dtype)

@@ -9,7 +9,7 @@ import transformers
 TOKENIZER = Path(__file__).parent / "data" / "tokenizer"
 N_VOCAB = 188
 
-# Three convolutions, stride 20, receptive field 43.
+# Three convolutions, stride 20, receptive field 28.
 SPEECH: dict[str, Any] = {
     "hidden_size": 24,
     "num_hidden_layers": 3,
