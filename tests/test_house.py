@@ -9,9 +9,8 @@ import pytest
 import soundfile
 
 import encoderlens
-from encoderlens import HookedEncoder
-from encoderlens.names import block_of
-from tests.speech import DISPOSED, TRANSCRIPTS, processor
+from encoderlens import HookedAudioEncoder, HookedEncoder
+from tests.speech import ALL_LAYOUTS, DISPOSED, LAYOUTS, TRANSCRIPTS, processor, tiny_speech
 from tests.tiny import tiny_hf
 
 ROOT = Path(__file__).parent.parent
@@ -118,19 +117,28 @@ def test_the_examples_of_the_additive_page_run_and_add_up(
     assert (tmp_path / "run.safetensors").exists()
 
 
+def assert_documented(model: HookedEncoder | HookedAudioEncoder) -> None:
+    page = (ROOT / "docs" / "hook-points.md").read_text(encoding="utf-8")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    shapes = {name: shape.split(", or ") for names, shape, _ in table for name in names.split(", ")}
+    for name, point in model.hook_dict.items():
+        row = re.sub(r"^frontend\.\d+", "frontend.i", re.sub(r"^blocks\.\d+", "blocks.l", name))
+        assert f"`{row}`" in shapes, f"{row} is not in docs/hook-points.md"
+        assert " ".join(point.axes) in shapes[f"`{row}`"], row
+
+
 @pytest.mark.parametrize(
     "hf_class",
     ["BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"],
 )
 def test_every_hook_point_is_documented(hf_class: str) -> None:
-    documented = (ROOT / "docs" / "hook-points.md").read_text(encoding="utf-8")
-    model = HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class), device="cpu")
-    for name, point in model.hook_dict.items():
-        row = f"`{name.replace('blocks.0.', 'blocks.l.')}`"
-        if block_of(name) in (None, 0):
-            line = next((line for line in documented.splitlines() if row in line), None)
-            assert line is not None, f"{row} is not in docs/hook-points.md"
-            assert " ".join(point.axes) in line
+    assert_documented(HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class), device="cpu"))
+
+
+@pytest.mark.parametrize("hf_class", ["HubertForCTC", "HubertForSequenceClassification", "Wav2Vec2ForCTC"])
+def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> None:
+    for layout in LAYOUTS if hf_class.startswith("Wav2Vec2") else ALL_LAYOUTS:
+        assert_documented(tiny_speech(hf_class, layout))
 
 
 @pytest.mark.parametrize(
