@@ -245,6 +245,22 @@ def as_clips(inputs: Any, sampling_rate: Any, rate: int) -> tuple[Clips, bool]:
     return clips, single
 
 
+def as_tensor(value: Any, what: str) -> Tensor:
+    """A tensor, or an array of any strides, byte order and flags, as a tensor.
+
+    Raises:
+        InputError: for anything else, and for arrays of what no tensor can hold.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"{what} is {_described(value)}; give a tensor or an array of numbers")
+    try:
+        return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError:
+        raise InputError(f"{what} is {_described(value)}; give one of a dtype that tensors have") from None
+
+
 def check_rate(sampling_rate: Any) -> None:
     """Refuse what is no sampling rate in Hz.
 
@@ -258,14 +274,13 @@ def check_rate(sampling_rate: Any) -> None:
 
 def _mono(item: Any, where: str) -> Tensor:
     """One waveform as a tensor [sample], channels averaged."""
-    if isinstance(item, np.ndarray) and item.dtype.kind in "fiu":
-        item = torch.from_numpy(np.ascontiguousarray(item).astype(item.dtype.newbyteorder("="), copy=not item.flags.writeable))
-    if not isinstance(item, Tensor):
-        raise InputError(f"{where} is {_described(item)}; give a tensor or an array of samples")
+    item = as_tensor(item, where)
     if item.ndim == 1:
         return _scaled(item, where)
     if item.ndim != 2:
         raise InputError(f"{where} has shape {list(item.shape)}; a waveform is [sample], or with channels [channel sample]")
+    if item.numel() == 0:
+        raise InputError(f"{where} is empty")
     channels = min(item.shape)
     if channels > MAX_CHANNELS or item.shape[0] == item.shape[1]:
         raise InputError(f"{where} has shape {list(item.shape)}, where neither axis can be channels; give one waveform a clip")
@@ -378,9 +393,7 @@ def check_frame_mask(mask: Any, batch: int, n_frames: int) -> Bool[Tensor, "batc
     Raises:
         InputError: for another shape or other values than 0 and 1, or a clip without a real frame.
     """
-    if not isinstance(mask, Tensor | np.ndarray):
-        raise InputError(f"a mask is a tensor or an array, not {_described(mask)}")
-    given = torch.as_tensor(mask)
+    given = torch.atleast_2d(as_tensor(mask, "the mask"))
     if tuple(given.shape) != (batch, n_frames):
         raise InputError(f"the mask has shape {list(given.shape)}; the clips have frames {[batch, n_frames]}")
     real = given.bool()

@@ -356,7 +356,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         frames, own = inputs if isinstance(inputs, tuple) else (inputs, None)
         if own is not None and mask is not None:
             raise InputError("the mask is given twice: as (frames, mask), and as one_zero_attention_mask")
-        frames = torch.as_tensor(frames)
+        frames = audio_input.as_tensor(frames, "the input")
         if frames.shape[-1] != self.cfg.d_model or 0 in frames.shape or not frames.is_floating_point():
             raise InputError(
                 f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}; they are floating-point numbers "
@@ -397,7 +397,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             return [len(clip) for clip in clips], False
         if resampled:
             raise InputError("a mask over samples does not fit resampled clips; give a list of clips of their own lengths")
-        given = audio_input.check_frame_mask(torch.atleast_2d(torch.as_tensor(mask)), len(clips), longest)
+        given = audio_input.check_frame_mask(mask, len(clips), longest)
         lengths = audio_input.lengths_of_sample_mask(given)
         audio_input.check_lengths(
             [clip[:length] for clip, length in zip(clips, lengths, strict=True)], self.frontend_part, self.processing.rate
@@ -418,8 +418,7 @@ class HookedAudioEncoder(PretrainedEncoder):
     def _frame_mask(self, mask: Any, batch: int, pos: int) -> Bool[Tensor, "batch pos"] | None:
         if mask is None:
             return None
-        given = torch.atleast_2d(mask) if isinstance(mask, Tensor) else mask
-        real = audio_input.check_real(audio_input.check_frame_mask(given, batch, pos))
+        real = audio_input.check_real(audio_input.check_frame_mask(mask, batch, pos))
         return None if real is None else real.to(self.cfg.device)
 
     def _masked(self, mask_time_indices: Any, sequence: Sequence) -> Bool[Tensor, "batch pos"] | None:
