@@ -21,6 +21,7 @@ from encoderlens.sequence import Sequence
 NORM_EPS = 1e-7  # under the square root, where a processor gives each clip zero mean and unit variance
 MAX_CHANNELS = 32
 RATES = (1_000, 1_000_000)  # in Hz; what lies outside is another unit
+LOUDEST = 2.0**32  # sums of squares of what is larger overflow, and nothing that was recorded is
 FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31}
 
 Clip = Float[Tensor, " sample"]
@@ -225,7 +226,8 @@ def as_clips(inputs: Any, sampling_rate: Any, rate: int) -> tuple[Clips, bool]:
         rate: of the model.
 
     Raises:
-        InputError: for what is no waveform, is empty, or holds NaN or infinities; for a sampling rate outside 1 kHz to 1 MHz.
+        InputError: for what is no waveform, is empty, or holds NaN, infinities or samples beyond all loudness; for a sampling
+            rate outside 1 kHz to 1 MHz.
         GradientError: for a waveform with gradients at another rate than the model's.
     """
     check_rate(sampling_rate)
@@ -301,9 +303,12 @@ def _scaled(item: Tensor, where: str) -> Tensor:
 def _checked(clip: Tensor, where: str) -> Clip:
     if clip.numel() == 0:
         raise InputError(f"{where} is empty")
-    if not isfinite(_peak(clip)):
+    peak = _peak(clip)
+    if not isfinite(peak):
         bad = (~clip.detach().isfinite()).nonzero()
         raise InputError(f"{where} holds {len(bad)} samples that are NaN or infinite, the first at sample {int(bad[0])}")
+    if peak > LOUDEST:
+        raise InputError(f"{where} has samples of {peak:.3g}; waveforms lie between -1 and 1")
     return clip
 
 
@@ -323,9 +328,8 @@ def _resampled(clip: Clip, sampling_rate: Any, rate: int, where: str) -> Float[T
         )
     import soxr
 
-    peak = max(_peak(clip), torch.finfo(clip.dtype).tiny)  # so that no sum of samples overflows
-    resampled = soxr.resample((clip / peak).cpu().numpy(), float(sampling_rate), float(rate))
-    return torch.from_numpy(resampled).to(clip.device) * peak
+    resampled = soxr.resample(clip.cpu().numpy(), float(sampling_rate), float(rate))
+    return torch.from_numpy(resampled).to(clip.device)
 
 
 # From clips to what the front end reads
@@ -369,7 +373,7 @@ def joined(
 
 
 def _standardised(clip: Clip, length: int, padding: float) -> Clip:
-    """Zero mean and unit variance over the real samples, in float64: so that no sum or square overflows."""
+    """Zero mean and unit variance over the real samples, in float64."""
     real = clip[:length].double()
     normed = (real - real.mean()) / (real.var(correction=0) + NORM_EPS).sqrt()
     return F.pad(normed, (0, len(clip) - length), value=padding)

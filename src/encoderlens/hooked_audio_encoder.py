@@ -362,8 +362,9 @@ class HookedAudioEncoder(PretrainedEncoder):
                 f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}; they are floating-point numbers "
                 f"[batch frame {self.cfg.d_model}], as to_frames makes them"
             )
-        if not bool(frames.detach().isfinite().all()):
-            raise InputError("frames hold NaN or infinities")
+        values = frames.detach().to(self.cfg.dtype)
+        if not bool((values.isfinite() & (values.abs() <= audio_input.LOUDEST)).all()):
+            raise InputError(f"frames hold NaN, infinities, or values beyond {audio_input.LOUDEST:.3g}, whose squares overflow")
         real = self._frame_mask(own if mask is None else mask, len(frames), frames.shape[1])
         sequence = Sequence(len(frames), frames.shape[1], real, alone)
         return self._batch(sequence, frames=frames.to(self.cfg.device, self.cfg.dtype))
