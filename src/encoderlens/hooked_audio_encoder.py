@@ -195,7 +195,10 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError: for anything else.
         """
-        counts = torch.atleast_1d(torch.as_tensor(n_samples))
+        try:
+            counts = torch.atleast_1d(torch.as_tensor(n_samples))
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"n_samples={n_samples!r}; give whole numbers of samples") from None
         if counts.ndim != 1 or counts.is_floating_point() or counts.dtype == torch.bool or bool((counts < 0).any()):
             raise InputError(f"n_samples={n_samples!r}; give whole numbers of samples")
         return torch.tensor([self.frontend_part.n_frames(count) for count in counts.tolist()], dtype=torch.int64)
