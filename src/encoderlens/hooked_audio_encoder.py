@@ -234,8 +234,10 @@ class HookedAudioEncoder(PretrainedEncoder):
             batch = self._of_frames(inputs, one_zero_attention_mask, padding == "independent")
         else:
             batch = self._of_clips(inputs, one_zero_attention_mask, sampling_rate, padding == "independent")
-        if not move_to_device and isinstance(inputs, Tensor) and inputs.device != batch.device:
-            raise InputError(f"the input is on {inputs.device}, the model on {batch.device}; leave move_to_device on")
+        items = inputs if isinstance(inputs, list | tuple) else [inputs]
+        elsewhere = [item.device for item in items if isinstance(item, Tensor) and item.device != batch.device]
+        if elsewhere and not move_to_device:
+            raise InputError(f"the input is on {elsewhere[0]}, the model on {batch.device}; leave move_to_device on")
         return replace(batch, masked=self._masked(mask_time_indices, batch.sequence))
 
     def forward(

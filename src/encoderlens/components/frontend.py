@@ -61,7 +61,7 @@ class ConvLayer(Gains):
         return x
 
     def _over_time(self, x: Float[Tensor, "batch channel frame"]) -> Float[Tensor, "batch channel frame"]:
-        return F.group_norm(x, x.shape[1], self.w, self.b, EPS)
+        return torch.group_norm(x, x.shape[1], self.w, self.b, EPS)  # F.group_norm refuses a single frame
 
     def _over_each(self, x: Float[Tensor, "batch channel frame"], lengths: Items[int]) -> Float[Tensor, "batch channel frame"]:
         """The norm over the real frames of each clip, zeros after them."""

@@ -2,6 +2,7 @@
 
 from itertools import groupby, pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,11 +35,12 @@ class CTCHead(TokenOutputs[AudioContext]):
         return self.ctc_head(resid)
 
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
-        if labels.is_floating_point() or labels.ndim != 2 or len(labels) != sequence.batch:
+        if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim != 2 or len(labels) != sequence.batch:
             raise InputError(
                 f"labels are symbol ids [{sequence.batch} target], -100 after the end of each, not "
                 f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
             )
+        labels = labels.long()
         wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= self.n_outputs))].tolist()
         if wrong:
             raise InputError(f"there is no symbol {wrong[0]}: ids run from 0 to {self.n_outputs - 1}, and -100 is left out")
@@ -52,6 +54,7 @@ class CTCHead(TokenOutputs[AudioContext]):
                 )
 
     def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
+        labels = labels.long()
         wanted = (labels != IGNORED) & (labels != self.blank)
         log_probs = at_least_float32(logits).log_softmax(-1).transpose(0, 1)
         lengths = labels.new_tensor(sequence.lengths)
