@@ -357,26 +357,30 @@ def joined(
 
     Args:
         processing: what is done to them.
-        lengths: how many samples are real in each, where only these are normalised; None to normalise what is padded.
+        lengths: how many samples are real in each, where only these are read and normalised; None to normalise what is padded.
         dtype: of the result.
 
     Raises:
         InputError: for samples too large for this dtype, if the processor does not normalise.
     """
     longest = max(map(len, clips))
-    padded = [F.pad(clip, (0, longest - len(clip)), value=processing.padding) for clip in clips]
-    if not processing.normalizes:
-        _check_peaks(padded, dtype)
-        return torch.stack([clip.to(dtype) for clip in padded])
-    real = [longest] * len(clips) if lengths is None else lengths
-    return torch.stack([_standardised(clip, n, processing.padding).to(dtype) for clip, n in zip(padded, real, strict=True)])
+    padded = [_padded(clip, longest, processing.padding) for clip in clips]
+    real = padded if lengths is None else [clip[:length] for clip, length in zip(padded, lengths, strict=True)]
+    if processing.normalizes:
+        real = [_standardised(clip) for clip in real]
+    else:
+        _check_peaks(real, dtype)
+    return torch.stack([_padded(clip, longest, processing.padding).to(dtype) for clip in real])
 
 
-def _standardised(clip: Clip, length: int, padding: float) -> Clip:
-    """Zero mean and unit variance over the real samples, in float64."""
-    real = clip[:length].double()
-    normed = (real - real.mean()) / (real.var(correction=0) + NORM_EPS).sqrt()
-    return F.pad(normed, (0, len(clip) - length), value=padding)
+def _padded(clip: Clip, length: int, value: float) -> Float[Tensor, " padded"]:
+    return F.pad(clip, (0, length - len(clip)), value=value)
+
+
+def _standardised(clip: Clip) -> Clip:
+    """Zero mean and unit variance, in float64."""
+    samples = clip.double()
+    return (samples - samples.mean()) / (samples.var(correction=0) + NORM_EPS).sqrt()
 
 
 def _check_peaks(clips: Clips, dtype: torch.dtype) -> None:
