@@ -381,7 +381,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         hint = "; stereo [sample channel] goes in as [waveform], a list" if bare else ""
         audio_input.check_lengths(clips, frontend, processing.rate, hint)
         longest = max(map(len, clips))
-        lengths, of_samples = self._lengths(clips, mask, longest, resampled=sampling_rate != processing.rate)
+        lengths, of_samples = self._lengths(clips, mask, longest, resampled=bool(sampling_rate != processing.rate))
         n_frames = frontend.n_frames(longest)
         masks = processing.masks or alone or of_samples
         if mask is not None and not of_samples:
