@@ -1,24 +1,24 @@
 """HookedAudioEncoder: a HuBERT-style speech encoder with a hook point on every activation that matters."""
 
-from collections.abc import Sequence as Items
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from encoderlens import audio_input, conversion, loading
 from encoderlens.audio_input import AudioBatch, Timing
+from encoderlens.audio_reader import AudioReader, are_frames
 from encoderlens.components.heads import CTCHead
 from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError, TokenizerMissingError
 from encoderlens.forced_alignment import SpeechAlignment, align_transcript
 from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
-from encoderlens.sequence import Sequence, check_positions
+from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
 
 Padding = Literal["batch", "independent"]
@@ -156,8 +156,12 @@ class HookedAudioEncoder(PretrainedEncoder):
     @property
     def timing(self) -> Timing:
         """Where frames lie in time."""
-        part = self.frontend_part
-        return Timing(self.processing.rate, part.stride, part.receptive_field)
+        return self._reader.timing
+
+    @property
+    def _reader(self) -> AudioReader:
+        cfg = self.cfg
+        return AudioReader(self.processing, self.frontend_part, cfg.d_model, cfg.device, cfg.dtype, self.tokenizer)
 
     @property
     def frontend_part(self) -> Any:
@@ -223,22 +227,15 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError, GradientError: for what the model cannot read.
         """
-        if isinstance(inputs, AudioBatch):
-            if one_zero_attention_mask is not None or mask_time_indices is not None:
-                raise InputError("a prepared batch has its masks; give them to prepare()")
-            return inputs
-        if padding not in ("batch", "independent"):
-            raise InputError(f"padding={padding!r} is unknown; it is 'batch' or 'independent'")
-        audio_input.check_rate(sampling_rate)
-        if _are_frames(inputs):
-            batch = self._of_frames(inputs, one_zero_attention_mask, padding == "independent")
-        else:
-            batch = self._of_clips(inputs, one_zero_attention_mask, sampling_rate, padding == "independent")
-        items = inputs if isinstance(inputs, list | tuple) else [inputs]
-        elsewhere = [item.device for item in items if isinstance(item, Tensor) and item.device != batch.device]
-        if elsewhere and not move_to_device:
-            raise InputError(f"the input is on {elsewhere[0]}, the model on {batch.device}; leave move_to_device on")
-        return replace(batch, masked=self._masked(mask_time_indices, batch.sequence))
+        if not isinstance(inputs, AudioBatch):
+            batch = self._reader.batch(
+                inputs, one_zero_attention_mask, sampling_rate, move_to_device, padding, mask_time_indices
+            )
+            self.embed.check_masked(batch.masked)
+            return batch
+        if one_zero_attention_mask is not None or mask_time_indices is not None or (sampling_rate, padding) != (16000, "batch"):
+            raise InputError("a prepared batch has its rate, its padding and its masks; give these to prepare()")
+        return inputs
 
     def forward(
         self,
@@ -286,7 +283,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             if return_type not in ("hidden", "logits"):
                 raise InputError(f"use_proj=True is return_type='logits', and return_type={return_type!r} is given too")
             return_type = "logits"
-        front = self.FRONT[2:] if _are_frames(inputs) else self.FRONT
+        front = self.FRONT[2:] if are_frames(inputs) else self.FRONT
         plan = self.plan(return_type, start_at_layer, stop_at_layer, front)
         self.check_options(plan, labels, logits_at)
         if plan.embeds:
@@ -299,7 +296,9 @@ class HookedAudioEncoder(PretrainedEncoder):
                 mask_time_indices=mask_time_indices,
             )
         else:
-            batch = self._of_stream(inputs, one_zero_attention_mask, mask_time_indices)
+            if mask_time_indices is not None:
+                raise InputError("mask_time_indices belong to the embeddings, which start_at_layer skips")
+            batch = self._reader.of_stream(self.check_stream(inputs), one_zero_attention_mask)
         chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
 
         def first_stream() -> Resid:
@@ -319,7 +318,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError, GradientError: as for ``forward``.
         """
-        if _are_frames(raw_inputs):
+        if are_frames(raw_inputs):
             raise InputError("to_frames makes frames of waveforms, and these are frames already")
         batch = self.prepare(raw_inputs, None, sampling_rate, move_to_device, padding=padding)
         return self._frames(batch), batch.sequence.real.long().to(batch.device)
@@ -356,92 +355,6 @@ class HookedAudioEncoder(PretrainedEncoder):
 
     def _frames(self, batch: AudioBatch) -> Float[Tensor, "batch frame d_model"]:
         return self.projection(self.frontend(batch.waves, batch.samples))
-
-    def _of_frames(self, inputs: Any, mask: Any, alone: bool) -> AudioBatch:
-        frames, own = inputs if isinstance(inputs, tuple) else (inputs, None)
-        if own is not None and mask is not None:
-            raise InputError("the mask is given twice: as (frames, mask), and as one_zero_attention_mask")
-        frames = audio_input.as_tensor(frames, "the input")
-        if frames.shape[-1] != self.cfg.d_model or 0 in frames.shape or not frames.is_floating_point():
-            raise InputError(
-                f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}; they are floating-point numbers "
-                f"[batch frame {self.cfg.d_model}], as to_frames makes them"
-            )
-        values = frames.detach().to(self.cfg.dtype)
-        if not bool((values.isfinite() & (values.abs() <= audio_input.LOUDEST)).all()):
-            raise InputError(f"frames hold NaN, infinities, or values beyond {audio_input.LOUDEST:.3g}, whose squares overflow")
-        real = self._frame_mask(own if mask is None else mask, len(frames), frames.shape[1])
-        sequence = Sequence(len(frames), frames.shape[1], real, alone)
-        return self._batch(sequence, frames=frames.to(self.cfg.device, self.cfg.dtype))
-
-    def _of_clips(self, inputs: Any, mask: Any, sampling_rate: Any, alone: bool) -> AudioBatch:
-        processing, frontend = self.processing, self.frontend_part
-        clips, single = audio_input.as_clips(inputs, sampling_rate, processing.rate)
-        bare = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 2
-        hint = "; stereo [sample channel] goes in as [waveform], a list" if bare else ""
-        audio_input.check_lengths(clips, frontend, processing.rate, hint)
-        longest = max(map(len, clips))
-        lengths, of_samples = self._lengths(clips, mask, longest, resampled=bool(sampling_rate != processing.rate))
-        n_frames = frontend.n_frames(longest)
-        masks = processing.masks or alone or of_samples
-        if mask is not None and not of_samples:
-            real = self._frame_mask(mask, len(clips), n_frames)
-        elif masks:
-            own = audio_input.mask_of_lengths([frontend.n_frames(length) for length in lengths], n_frames).bool()
-            real = self._frame_mask(own, len(clips), n_frames)
-        else:
-            real = None
-        waves = audio_input.joined(clips, processing, lengths if masks else None, self.cfg.dtype)
-        samples = tuple(lengths) if alone and min(lengths) < longest else None
-        sequence = Sequence(len(clips), n_frames, real, alone)
-        return self._batch(sequence, waves=waves.to(self.cfg.device), samples=samples, single=single)
-
-    def _lengths(self, clips: Items[Tensor], mask: Any, longest: int, resampled: bool) -> tuple[list[int], bool]:
-        """How many samples of each clip are real, and whether a mask over samples says so."""
-        of_samples = isinstance(mask, Tensor | np.ndarray) and tuple(np.shape(mask)) in ((len(clips), longest), (longest,))
-        if not of_samples:
-            return [len(clip) for clip in clips], False
-        if resampled:
-            raise InputError("a mask over samples does not fit resampled clips; give a list of clips of their own lengths")
-        given = audio_input.check_frame_mask(mask, len(clips), longest)
-        lengths = audio_input.lengths_of_sample_mask(given)
-        audio_input.check_lengths(
-            [clip[:length] for clip, length in zip(clips, lengths, strict=True)], self.frontend_part, self.processing.rate
-        )
-        return lengths, True
-
-    def _of_stream(self, inputs: Any, mask: Any, mask_time_indices: Any) -> AudioBatch:
-        if mask_time_indices is not None:
-            raise InputError("mask_time_indices belong to the embeddings, which start_at_layer skips")
-        batch, pos, _ = self.check_stream(inputs).shape
-        return self._batch(Sequence(batch, pos, self._frame_mask(mask, batch, pos)))
-
-    def _batch(self, sequence: Sequence, **fields: Any) -> AudioBatch:
-        unset: dict[str, Any] = {"waves": None, "samples": None, "frames": None, "masked": None, "single": False}
-        times = self.frame_times(sequence.pos)
-        return AudioBatch(sequence=sequence, times=times, tokenizer=self.tokenizer, **(unset | fields))
-
-    def _frame_mask(self, mask: Any, batch: int, pos: int) -> Bool[Tensor, "batch pos"] | None:
-        if mask is None:
-            return None
-        real = audio_input.check_real(audio_input.check_frame_mask(mask, batch, pos))
-        return None if real is None else real.to(self.cfg.device)
-
-    def _masked(self, mask_time_indices: Any, sequence: Sequence) -> Bool[Tensor, "batch pos"] | None:
-        if mask_time_indices is None:
-            return None
-        masked = audio_input.check_frame_mask(mask_time_indices, sequence.batch, sequence.pos).to(self.cfg.device)
-        self.embed.check_masked(masked)
-        return masked
-
-
-def _are_frames(inputs: Any) -> bool:
-    """Whether an input is projected frames, rather than waveforms."""
-    if isinstance(inputs, AudioBatch):
-        return inputs.waves is None
-    if isinstance(inputs, tuple):
-        return len(inputs) == 2 and isinstance(inputs[0], Tensor | np.ndarray) and inputs[0].ndim == 3
-    return isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 3
 
 
 def _request(cfg: EncoderConfig | dict[str, Any]) -> ModelRequest:

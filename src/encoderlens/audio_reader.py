@@ -1,0 +1,165 @@
+"""AudioReader: from what the user has to one checked batch of clips or frames, as a model with its processor reads it."""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from encoderlens.audio_input import (
+    LOUDEST,
+    AudioBatch,
+    Processing,
+    Timing,
+    as_clips,
+    as_tensor,
+    check_frame_mask,
+    check_lengths,
+    check_rate,
+    check_real,
+    joined,
+    lengths_of_sample_mask,
+    mask_of_lengths,
+)
+from encoderlens.config import FrontendPart
+from encoderlens.errors import InputError
+from encoderlens.sequence import Sequence
+from encoderlens.shapes import Resid
+
+
+@dataclass(frozen=True)
+class AudioReader:
+    """What a model needs to know to read clips.
+
+    Attributes:
+        processing: what its processor does to waveforms.
+        frontend: its front end.
+        d_model: the width of frames.
+        device, dtype: of the model.
+        tokenizer: of the symbols that it predicts; None without one.
+    """
+
+    processing: Processing
+    frontend: FrontendPart
+    d_model: int
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: Any
+
+    @property
+    def timing(self) -> Timing:
+        """Where frames lie in time."""
+        return Timing(self.processing.rate, self.frontend.stride, self.frontend.receptive_field)
+
+    def batch(
+        self,
+        inputs: Any,
+        mask: Any,
+        sampling_rate: Any,
+        move_to_device: bool,
+        padding: Any,
+        mask_time_indices: Any,
+    ) -> AudioBatch:
+        """Waveforms, frames or (frames, mask) as one checked batch on the model's device.
+
+        Raises:
+            InputError, GradientError: for what the model cannot read.
+        """
+        if padding not in ("batch", "independent"):
+            raise InputError(f"padding={padding!r} is unknown; it is 'batch' or 'independent'")
+        check_rate(sampling_rate)
+        alone = padding == "independent"
+        batch = (
+            self._of_frames(inputs, mask, alone) if are_frames(inputs) else self._of_clips(inputs, mask, sampling_rate, alone)
+        )
+        items = inputs if isinstance(inputs, list | tuple) else [inputs]
+        elsewhere = [item.device for item in items if isinstance(item, Tensor) and item.device != batch.device]
+        if elsewhere and not move_to_device:
+            raise InputError(f"the input is on {elsewhere[0]}, the model on {batch.device}; leave move_to_device on")
+        if mask_time_indices is None:
+            return batch
+        masked = check_frame_mask(mask_time_indices, batch.sequence.batch, batch.sequence.pos)
+        return replace(batch, masked=masked.to(self.device))
+
+    def _of_frames(self, inputs: Any, mask: Any, alone: bool) -> AudioBatch:
+        frames, own = inputs if isinstance(inputs, tuple) else (inputs, None)
+        if own is not None and mask is not None:
+            raise InputError("the mask is given twice: as (frames, mask), and as one_zero_attention_mask")
+        frames = as_tensor(frames, "the input")
+        if frames.shape[-1] != self.d_model or 0 in frames.shape or not frames.is_floating_point():
+            raise InputError(
+                f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}; they are floating-point numbers "
+                f"[batch frame {self.d_model}], as to_frames makes them"
+            )
+        values = frames.detach().to(self.dtype)
+        if not bool((values.isfinite() & (values.abs() <= LOUDEST)).all()):
+            raise InputError(f"frames hold NaN, infinities, or values beyond {LOUDEST:.3g}, whose squares overflow")
+        real = self._frame_mask(own if mask is None else mask, len(frames), frames.shape[1])
+        sequence = Sequence(len(frames), frames.shape[1], real, alone)
+        return self._batch(sequence, frames=frames.to(self.device, self.dtype))
+
+    def _of_clips(self, inputs: Any, mask: Any, sampling_rate: Any, alone: bool) -> AudioBatch:
+        processing, frontend = self.processing, self.frontend
+        clips, single = as_clips(inputs, sampling_rate, processing.rate)
+        bare = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 2
+        hint = "; stereo [sample channel] goes in as [waveform], a list" if bare else ""
+        check_lengths(clips, frontend, processing.rate, hint)
+        longest = max(map(len, clips))
+        lengths, of_samples = self._lengths(clips, mask, longest, resampled=bool(sampling_rate != processing.rate))
+        n_frames = frontend.n_frames(longest)
+        masks = processing.masks or alone or of_samples
+        if mask is not None and not of_samples:
+            real = self._frame_mask(mask, len(clips), n_frames)
+        elif masks:
+            own = mask_of_lengths([frontend.n_frames(length) for length in lengths], n_frames).bool()
+            real = self._frame_mask(own, len(clips), n_frames)
+        else:
+            real = None
+        waves = joined(clips, processing, lengths if masks else None, self.dtype)
+        samples = tuple(lengths) if alone and min(lengths) < longest else None
+        sequence = Sequence(len(clips), n_frames, real, alone)
+        return self._batch(sequence, waves=waves.to(self.device), samples=samples, single=single)
+
+    def _lengths(self, clips: Items[Tensor], mask: Any, longest: int, resampled: bool) -> tuple[list[int], bool]:
+        """How many samples of each clip are real, and whether a mask over samples says so."""
+        of_samples = isinstance(mask, Tensor | np.ndarray) and tuple(np.shape(mask)) in ((len(clips), longest), (longest,))
+        if not of_samples:
+            return [len(clip) for clip in clips], False
+        if resampled:
+            raise InputError("a mask over samples does not fit resampled clips; give a list of clips of their own lengths")
+        given = check_frame_mask(mask, len(clips), longest)
+        lengths = lengths_of_sample_mask(given)
+        check_lengths([clip[:length] for clip, length in zip(clips, lengths, strict=True)], self.frontend, self.processing.rate)
+        return lengths, True
+
+    def of_stream(self, resid: Resid, mask: Any) -> AudioBatch:
+        """What goes with a residual stream, for a run that starts inside.
+
+        Raises:
+            InputError: for a mask of another shape.
+        """
+        batch, pos, _ = resid.shape
+        return self._batch(Sequence(batch, pos, self._frame_mask(mask, batch, pos)))
+
+    def _batch(self, sequence: Sequence, **fields: Any) -> AudioBatch:
+        unset: dict[str, Any] = {"waves": None, "samples": None, "frames": None, "masked": None, "single": False}
+        times = self.timing.times(sequence.pos)
+        return AudioBatch(sequence=sequence, times=times, tokenizer=self.tokenizer, **(unset | fields))
+
+    def _frame_mask(self, mask: Any, batch: int, pos: int) -> Bool[Tensor, "batch pos"] | None:
+        if mask is None:
+            return None
+        real = check_real(check_frame_mask(mask, batch, pos))
+        return None if real is None else real.to(self.device)
+
+
+def are_frames(inputs: Any) -> bool:
+    """Whether an input is projected frames, rather than waveforms."""
+    if isinstance(inputs, AudioBatch):
+        return inputs.waves is None
+    if isinstance(inputs, tuple):
+        return len(inputs) == 2 and isinstance(inputs[0], Tensor | np.ndarray) and inputs[0].ndim == 3
+    return isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 3
