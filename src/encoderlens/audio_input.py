@@ -83,7 +83,7 @@ def tokenizer_in(processor: Any) -> Any:
 
 
 def is_ctc_tokenizer(tokenizer: Any) -> bool:
-    """Whether a tokenizer is one of characters for CTC, which would merge repetitions itself."""
+    """Whether a tokenizer is one of characters for CTC."""
     from transformers import Wav2Vec2CTCTokenizer
 
     return isinstance(tokenizer, Wav2Vec2CTCTokenizer)
@@ -209,8 +209,15 @@ class AudioBatch(AudioContext):
                 "a transcript needs a tokenizer, and this model has none: its folder held no tokenizer files (vocab.json); add "
                 "them, set model.processor to a Wav2Vec2Processor, or take the logits"
             )
-        merged = {"group_tokens": False} if is_ctc_tokenizer(self.tokenizer) else {}
+        merged = {"group_tokens": False} if _merges(self.tokenizer) else {}
         return self.tokenizer.decode(ids, **merged)
+
+
+def _merges(tokenizer: Any) -> bool:
+    """Whether a tokenizer is one for CTC, of characters or phonemes, which would merge repetitions itself."""
+    from transformers import Wav2Vec2PhonemeCTCTokenizer
+
+    return is_ctc_tokenizer(tokenizer) or isinstance(tokenizer, Wav2Vec2PhonemeCTCTokenizer)
 
 
 # From what the user has to clips
