@@ -236,7 +236,7 @@ class TokenOutputs(Head[BatchKind]):
         if len(ids) != 1:
             pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids))
             raise InputError(f"the target {target!r} is no single token: the tokenizer makes {pieces} of it; give one of these")
-        return ids[0]
+        return checked_index(ids[0], self.n_outputs, "token id")  # a tokenizer may have more
 
 
 def check_label_shape(labels: Tensor, expected: tuple[int, ...], what: str) -> None:
