@@ -1,12 +1,13 @@
 """Forced alignment: where the symbols of a known transcript lie in time, by the best CTC path (Kürzinger et al. 2020)."""
 
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from encoderlens.audio_input import Timing
+from encoderlens.components.heads import frames_needed
 from encoderlens.errors import InputError
 
 
@@ -17,8 +18,8 @@ class AlignedSpan:
     Attributes:
         text: the character or word.
         start, end: in seconds.
-        score: the mean probability of its symbols over its frames.
-        frames: its frames.
+        score: the mean probability of its symbols at the frames where they stand; blanks between them are left out.
+        frames: from the first to the last of these.
     """
 
     text: str
@@ -43,19 +44,6 @@ class SpeechAlignment:
     log_probability: float
 
 
-@dataclass(frozen=True, eq=False)
-class ForcedPath:
-    """The most probable CTC path of a target.
-
-    Attributes:
-        frames: the frames of each target symbol.
-        log_probability: of the path.
-    """
-
-    frames: tuple[range, ...]
-    log_probability: float
-
-
 def align_transcript(
     log_probs: Float[np.ndarray, "frame symbol"], target: list[tuple[str, int]], blank: int, timing: Timing
 ) -> SpeechAlignment:
@@ -70,26 +58,20 @@ def align_transcript(
     Raises:
         InputError: as ``forced_path``.
     """
-    path = forced_path(log_probs, [symbol for _, symbol in target], blank)
-    probabilities = [np.exp(log_probs[list(frames), symbol]) for frames, (_, symbol) in zip(path.frames, target, strict=True)]
+    frames, log_probability = forced_path(log_probs, [symbol for _, symbol in target], blank)
 
-    def spanning(text: str, members: list[int]) -> AlignedSpan:
-        first, last = path.frames[members[0]][0], path.frames[members[-1]][-1]
-        score = float(np.concatenate([probabilities[member] for member in members]).mean())
-        return AlignedSpan(text, *timing.span(first, last), score, range(first, last + 1))
+    def spanning(members: list[int]) -> AlignedSpan:
+        text = "".join(target[member][0] for member in members)
+        scores = np.concatenate([np.exp(log_probs[list(frames[member]), target[member][1]]) for member in members])
+        first, last = frames[members[0]][0], frames[members[-1]][-1]
+        return AlignedSpan(text, *timing.span(first, last), float(scores.mean()), range(first, last + 1))
 
-    characters = tuple(spanning(text, [index]) for index, (text, _) in enumerate(target))
-    words = [list(members) for space, members in groupby(range(len(target)), lambda i: target[i][0] == " ") if not space]
-    named = (("".join(target[member][0] for member in members), members) for members in words)
-    return SpeechAlignment(characters, tuple(spanning(text, members) for text, members in named), path.log_probability)
-
-
-def frames_needed(target: list[int]) -> int:
-    """A frame a symbol, and a blank between a symbol and itself."""
-    return len(target) + sum(one == other for one, other in pairwise(target))
+    indices = range(len(target))
+    words = [list(members) for space, members in groupby(indices, lambda index: target[index][0] == " ") if not space]
+    return SpeechAlignment(tuple(spanning([index]) for index in indices), tuple(map(spanning, words)), log_probability)
 
 
-def forced_path(log_probs: Float[np.ndarray, "frame symbol"], target: list[int], blank: int) -> ForcedPath:
+def forced_path(log_probs: Float[np.ndarray, "frame symbol"], target: list[int], blank: int) -> tuple[list[range], float]:
     """The most probable path that reads as ``target`` (Viterbi over blank-interleaved states, Graves et al. 2006, section 4.1).
 
     Args:
@@ -97,43 +79,52 @@ def forced_path(log_probs: Float[np.ndarray, "frame symbol"], target: list[int],
         target: symbol ids, without blanks.
         blank: the id of the blank.
 
+    Returns:
+        The frames of each target symbol, and the log probability of the path.
+
     Raises:
-        InputError: if there are fewer frames than the target needs, or no path has any probability.
+        InputError: if there are fewer frames than the target needs, it has symbols that are not there, or no path has any
+            probability.
     """
-    if len(log_probs) < frames_needed(target):
-        raise InputError(f"the transcript needs {frames_needed(target)} frames, and the clip has {len(log_probs)}")
+    n_frames, n_symbols = log_probs.shape
+    strange = [symbol for symbol in target if symbol == blank or not 0 <= symbol < n_symbols]
+    if strange:
+        raise InputError(
+            f"the transcript has symbol {strange[0]}; the model's run from 0 to {n_symbols - 1}, and {blank} is the blank: is "
+            "this the model's own tokenizer?"
+        )
+    if n_frames < frames_needed(target):
+        raise InputError(f"the transcript needs {frames_needed(target)} frames, and the clip has {n_frames}")
     states = np.full(2 * len(target) + 1, blank)
     states[1::2] = target
-    emitted = log_probs.astype(np.float64)[:, states]
-    path, total = _best_states(emitted, _may_skip(states, blank))
-    if total == -np.inf:
+    skips = states != np.roll(states, 2)  # a symbol may follow another one without a blank in between
+    path, total = _best_states(log_probs.astype(np.float64)[:, states], skips)
+    if not np.isfinite(total):
         raise InputError("the model gives no path of the transcript any probability")
-    spans = [np.flatnonzero(path == state) for state in range(1, len(states), 2)]
-    return ForcedPath(tuple(range(int(span[0]), int(span[-1]) + 1) for span in spans), float(total))
+    symbols = np.arange(1, len(states), 2)
+    starts, stops = np.searchsorted(path, symbols), np.searchsorted(path, symbols, side="right")
+    return list(map(range, starts.tolist(), stops.tolist())), total
 
 
-def _may_skip(states: Int[np.ndarray, " state"], blank: int) -> np.ndarray:
-    """Whether a state may be entered from the one before the last: a symbol, from another one."""
-    skips = np.zeros(len(states), dtype=bool)
-    skips[2:] = (states[2:] != blank) & (states[2:] != states[:-2])
-    return skips
+def _best_states(
+    emitted: Float[np.ndarray, "frame state"], skips: Bool[np.ndarray, " state"]
+) -> tuple[Int[np.ndarray, " frame"], float]:
+    """The state at each frame of the best path, and its log probability.
 
-
-def _best_states(emitted: Float[np.ndarray, "frame state"], skips: np.ndarray) -> tuple[Int[np.ndarray, " frame"], float]:
-    """The state at each frame of the best path, and its log probability."""
+    Args:
+        emitted: log probabilities of each state's symbol at each frame.
+        skips: whether a state may be entered from the one before the last.
+    """
     n_frames, n_states = emitted.shape
-    best = np.full(n_states, -np.inf)
-    best[:2] = emitted[0, :2]
+    best = np.full(2 + n_states, -np.inf)  # behind two states that no path has been in
+    best[2:4] = emitted[0, :2]
     steps = np.zeros((n_frames, n_states), dtype=np.int8)
     for frame in range(1, n_frames):
-        by_one = np.concatenate([[-np.inf], best[:-1]])
-        by_two = np.where(skips, np.concatenate([[-np.inf, -np.inf], best[:-2]])[:n_states], -np.inf)
-        came = np.stack([best, by_one, by_two])
+        came = np.stack([best[2:], best[1:-1], np.where(skips, best[:-2], -np.inf)])
         steps[frame] = came.argmax(0)
-        best = came.max(0) + emitted[frame]
-    ends = best[-2:]
+        best[2:] = came.max(0) + emitted[frame]
     path = np.empty(n_frames, dtype=np.int64)
-    path[-1] = n_states - len(ends) + int(ends.argmax())
+    path[-1] = n_states - 2 + best[-2:].argmax()
     for frame in range(n_frames - 1, 0, -1):
         path[frame - 1] = path[frame] - steps[frame, path[frame]]
-    return path, float(ends.max())
+    return path, float(best[-2:].max())

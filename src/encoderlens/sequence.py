@@ -66,6 +66,10 @@ class Sequence:
         """How many real positions each sequence has."""
         return [self.pos] * self.batch if self.mask is None else self.mask.sum(1).tolist()
 
+    def real_first(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch pos width"]:
+        """x with the real positions of each sequence, in their order, in front of its padding."""
+        return x if self.mask is None else at_positions(x, (~self.mask).long().argsort(dim=1, stable=True))
+
     def mean(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch width"]:
         """The mean of x over real positions."""
         if self.mask is None:

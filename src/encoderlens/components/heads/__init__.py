@@ -5,6 +5,7 @@ from encoderlens.components.heads.classification import NextSentenceHead as Next
 from encoderlens.components.heads.classification import SequenceClassificationHead as SequenceClassificationHead
 from encoderlens.components.heads.classification import TokenClassificationHead as TokenClassificationHead
 from encoderlens.components.heads.ctc import CTCHead as CTCHead
+from encoderlens.components.heads.ctc import frames_needed as frames_needed
 from encoderlens.components.heads.head import AudioContext as AudioContext
 from encoderlens.components.heads.head import Head as Head
 from encoderlens.components.heads.head import LinearHead as LinearHead

@@ -45,8 +45,7 @@ class CTCHead(TokenOutputs[AudioContext]):
         if wrong:
             raise InputError(f"there is no symbol {wrong[0]}: ids run from 0 to {self.n_outputs - 1}, and -100 is left out")
         for row, (target, frames) in enumerate(zip(labels.tolist(), sequence.lengths, strict=True)):
-            ids = [symbol for symbol in target if symbol not in (IGNORED, self.blank)]
-            needed = len(ids) + sum(one == other for one, other in pairwise(ids))
+            needed = frames_needed([symbol for symbol in target if symbol not in (IGNORED, self.blank)])
             if needed > frames and not self.zero_infinity:
                 raise InputError(
                     f"the labels of clip {row} need {needed} frames (a symbol that follows itself has a blank in between), and "
@@ -56,7 +55,7 @@ class CTCHead(TokenOutputs[AudioContext]):
     def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
         labels = labels.long()
         wanted = (labels != IGNORED) & (labels != self.blank)
-        log_probs = at_least_float32(logits).log_softmax(-1).transpose(0, 1)
+        log_probs = sequence.real_first(at_least_float32(logits).log_softmax(-1)).transpose(0, 1)
         lengths = labels.new_tensor(sequence.lengths)
         return F.ctc_loss(log_probs, labels[wanted], lengths, wanted.sum(-1), self.blank, self.reduction, self.zero_infinity)
 
@@ -75,3 +74,8 @@ class CTCHead(TokenOutputs[AudioContext]):
     @property
     def n_outputs(self) -> int:
         return len(self.ctc_head.dense.bias)
+
+
+def frames_needed(symbols: list[int]) -> int:
+    """How many frames a sequence of symbols takes: one each, and a blank between a symbol and itself."""
+    return len(symbols) + sum(one == other for one, other in pairwise(symbols))
