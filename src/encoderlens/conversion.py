@@ -92,7 +92,10 @@ def hf_base_model(model: Encoder) -> Any:
     for name in names:
         if name not in own:  # the vector for masked frames, or a counter of batches
             own[name] = torch.zeros(names[name].shape, dtype=names[name].dtype, device=model.cfg.device)
+    frozen = [tensor for tensor in own.values() if not tensor.requires_grad]
     hf_model.load_state_dict({name: own[name] for name in names}, assign=True)
+    for tensor in frozen:  # assigning has thawed them
+        tensor.requires_grad_(False)
     return hf_model.eval()
 
 
