@@ -75,6 +75,15 @@ LEFT_OVER = (
     *("feat_extract_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "freeze_feat_extract_train"),
     *("mask_channel_length", "mask_channel_min_space", "mask_channel_other", "mask_channel_prob", "mask_channel_selection"),
     *("mask_time_min_space", "mask_time_other", "mask_time_selection", "no_mask_channel_overlap", "no_mask_time_overlap"),
+    *("mask_feature_min_space", "mask_feature_other", "mask_feature_selection", "no_mask_feature_overlap"),
+)
+# Of wav2vec 2.0's pre-training objective, its adapter and a speaker-verification head, which do not change the encoder;
+# configurations of HuBERT hold some of them too.
+OBJECTIVE = (
+    *("num_codevectors_per_group", "num_codevector_groups", "contrastive_logits_temperature", "num_negatives"),
+    *("codevector_dim", "proj_codevector_dim", "diversity_loss_weight", "feat_quantizer_dropout"),
+    *("tdnn_dim", "tdnn_kernel", "tdnn_dilation", "xvector_output_dim"),
+    *("adapter_kernel_size", "adapter_stride", "num_adapter_layers"),
 )
 KEPT = ("*batch_norm.num_batches_tracked",)
 
@@ -88,7 +97,7 @@ def read_config(
         normed: whether the feature projection has a norm.
         batch_norm: whether the positional convolution has a batch norm in place of a weight norm.
     """
-    reader.ignore("num_feat_extract_layers", "output_hidden_size", "tie_word_embeddings", *LEFT_OVER)
+    reader.ignore("num_feat_extract_layers", "output_hidden_size", "tie_word_embeddings", *LEFT_OVER, *OBJECTIVE)
     reader.require(add_adapter=False, adapter_attn_dim=None)
     d_model, n_heads = reader.read("hidden_size"), reader.read("num_attention_heads")
     if n_heads < 1 or d_model % n_heads:

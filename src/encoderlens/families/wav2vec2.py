@@ -8,17 +8,9 @@ from encoderlens.errors import ConfigError
 from encoderlens.families.family import ConfigReader, Family
 
 BASE = "wav2vec2."
-# Of the pre-training objective and of a speaker-verification head, which do not change the encoder.
-OBJECTIVE = (
-    *("num_codevectors_per_group", "num_codevector_groups", "contrastive_logits_temperature", "num_negatives"),
-    *("codevector_dim", "proj_codevector_dim", "diversity_loss_weight", "feat_quantizer_dropout"),
-    *("tdnn_dim", "tdnn_kernel", "tdnn_dilation", "xvector_output_dim"),
-    *("adapter_kernel_size", "adapter_stride", "num_adapter_layers"),
-)
 
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
-    reader.ignore(*OBJECTIVE)
     return speech.read_config(reader, "wav2vec2", hf_class, parts, normed=True, batch_norm=False)
 
 
