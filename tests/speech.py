@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+import transformers
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from encoderlens import HookedAudioEncoder
+from encoderlens.families import REGISTRY
 from tests.tiny import tiny_hf
 
 DATA = Path(__file__).parent / "data"
@@ -58,10 +60,30 @@ HUBERT_LAYOUTS: dict[str, dict[str, Any]] = {
 }
 ALL_LAYOUTS = LAYOUTS | HUBERT_LAYOUTS
 
+CLASSES = [name for family in REGISTRY.values() if family.modality == "audio" for name in family.classes]
+
+
+def layouts_of(hf_class: str) -> dict[str, dict[str, Any]]:
+    """The layouts that a class can have."""
+    known = getattr(transformers, hf_class).config_class().to_dict()
+    return {name: values for name, values in ALL_LAYOUTS.items() if values.keys() <= known.keys()}
+
+
+LAID_OUT = [(hf_class, layout) for hf_class in CLASSES for layout in layouts_of(hf_class)]
+
 
 def speech(path: Path) -> np.ndarray:
     """A clip's samples, float32."""
     return soundfile.read(path, dtype="float32")[0]
+
+
+@cache
+def snippets() -> list[torch.Tensor]:
+    """Three pieces out of the clips, 2 to 44 ms: 34, 19 and 1 frames of the tiny models with three convolutions."""
+    return [
+        torch.from_numpy(speech(path)[start : start + length])
+        for path, start, length in ((DISPOSED, 8000, 700), (AMIABLE, 9000, 401), (CLUBS, 6000, 40))
+    ]
 
 
 @cache

@@ -37,7 +37,7 @@ TINY: dict[str, dict[str, Any]] = {
         "num_labels": 3,
     },
     "hubert": SPEECH,
-    "wav2vec2": SPEECH,
+    "wav2vec2": SPEECH | {"num_codevectors_per_group": 13, "codevector_dim": 8, "proj_codevector_dim": 6},
 }
 
 

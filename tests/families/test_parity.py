@@ -7,8 +7,7 @@ import torch
 
 from encoderlens import HookedEncoder
 from encoderlens.families import REGISTRY
-from encoderlens.weights import invert
-from tests.parity import assert_gradient_parity, assert_parity
+from tests.parity import assert_gradient_parity, assert_parity, gradients, gradients_under_hf_names
 from tests.tiny import tiny_batch, tiny_hf
 
 CLASSES = [name for family in REGISTRY.values() if family.modality == "text" for name in family.classes]
@@ -117,31 +116,7 @@ def test_loss_and_gradients(twins: Any) -> None:
     assert_parity(ours, theirs)
     ours.backward()
     theirs.backward()
-    assert_gradient_parity(gradients_under_hf_names(model), gradients(hf_model))
-
-
-def gradients(hf_model: Any) -> dict[str, torch.Tensor]:
-    return {name: _gradient(parameter) for name, parameter in hf_model.named_parameters()}
-
-
-def gradients_under_hf_names(model: HookedEncoder) -> dict[str, torch.Tensor]:
-    """Our gradients, through the family's inverse table, under the names of Hugging Face's parameters."""
-    family = REGISTRY[model.cfg.family]
-    holder = HookedEncoder(model.cfg.encoder, device="cpu", init_weights=False)
-    with torch.no_grad():
-        for mine, copy in zip(model.parameters(), holder.parameters(), strict=True):
-            copy.copy_(_gradient(mine))
-    tensors = invert(family.rows_of(model.cfg.encoder), holder, {"head": model.cfg.n_heads})
-    for name in model.load_report.spare:  # stored by the class, not computed with
-        tensors[name] = torch.zeros_like(tensors[name])
-    base = not family.classes[model.cfg.original_architecture]
-    named = {name.removeprefix(family.base_prefix) if base else name: value for name, value in tensors.items()}
-    parameters = {name for name, _ in model.to_hf().named_parameters()}
-    return {name: value for name, value in named.items() if name in parameters}
-
-
-def _gradient(parameter: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    assert_gradient_parity(gradients_under_hf_names(model, hf_model), gradients(hf_model))
 
 
 @pytest.mark.parametrize("hf_class", CLASSES)
