@@ -265,7 +265,7 @@ def as_tensor(value: Any, what: str) -> Tensor:
     if not isinstance(value, np.ndarray):
         raise InputError(f"{what} is {_described(value)}; give a tensor or an array of numbers")
     try:
-        return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     except TypeError:
         raise InputError(f"{what} is {_described(value)}; give one of a dtype that tensors have") from None
 
