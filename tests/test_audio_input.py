@@ -404,7 +404,7 @@ def test_a_mask_is_given_once_and_at_the_models_rate(model: HookedAudioEncoder) 
     frames, mask = model.to_frames(CLIP)
     with pytest.raises(InputError, match=r"the mask is given twice: as \(frames, mask\), and as one_zero_attention_mask"):
         model((frames, mask), mask)
-    with pytest.raises(InputError, match=r"a prepared batch has its masks; give them to prepare"):
+    with pytest.raises(InputError, match=r"a prepared batch has its rate, its padding and its masks; give these to prepare"):
         model(model.prepare(CLIP), mask)
     with pytest.raises(InputError, match="a mask over samples does not fit resampled clips; give a list of clips of their own"):
         model(CLIP, torch.ones(len(soxr.resample(CLIP, 44_100, RATE))), sampling_rate=44_100)
