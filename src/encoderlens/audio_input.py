@@ -57,7 +57,7 @@ def processing_of(processor: Any) -> Processing:
     if not isinstance(extractor, Wav2Vec2FeatureExtractor):
         raise ConfigError(
             f"processor is a Wav2Vec2Processor or a Wav2Vec2FeatureExtractor, as HuBERT and wav2vec 2.0 have, not "
-            f"{type(processor).__name__}"
+            f"{type(extractor).__name__}"
         )
     if extractor.padding_side != "right" or extractor.feature_size != 1:
         raise ConfigError("a processor that pads on the left, or gives several features a sample, is not implemented")

@@ -13,7 +13,7 @@ from encoderlens import audio_input, conversion, loading
 from encoderlens.audio_input import AudioBatch, Timing
 from encoderlens.audio_reader import AudioReader, are_frames
 from encoderlens.components.heads import CTCHead
-from encoderlens.config import EncoderConfig
+from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError, TokenizerMissingError
 from encoderlens.forced_alignment import SpeechAlignment, align_transcript
@@ -101,7 +101,8 @@ class HookedAudioEncoder(PretrainedEncoder):
         encoder = conversion.read_config(checkpoint)
         if processor is None:
             name = None if model_name is None else str(model_name)
-            processor = loading.processor_of(checkpoint, name, revision)
+            default = audio_input.default_processor(cast(FrontendPart, encoder.frontend))
+            processor = loading.processor_of(checkpoint, name, revision, default)
         model = cls(encoder, move_to_device, processor=processor, device=device, dtype=torch_dtype or dtype, init_weights=False)
         conversion.fill(model, checkpoint)
         return model.eval()

@@ -257,9 +257,12 @@ def tokenizer_of(checkpoint: Checkpoint, model_name: str | None, revision: str |
     return load_tokenizer(checkpoint.folder)
 
 
-def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str | None) -> Any | None:
+def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str | None, default: Any) -> Any:
     """The processor of a checkpoint's folder: a feature extractor, with the tokenizer if there is one; of a model in memory,
-    that of the name given with it. None without files of a feature extractor.
+    that of the name given with it.
+
+    Args:
+        default: the feature extractor where there are no files of one.
 
     Raises:
         ConfigError: for files that cannot be read.
@@ -267,16 +270,23 @@ def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str |
     folder = checkpoint.folder
     if folder is None and model_name is not None:
         folder = find_folder(model_name, revision, tokenizer_only=True)
+    extractor, tokenizer = _load_extractor(folder, default), load_tokenizer(folder)
+    if tokenizer is None:
+        return extractor
+    from transformers import Wav2Vec2Processor
+
+    return Wav2Vec2Processor(extractor, tokenizer)
+
+
+def _load_extractor(folder: Path | None, default: Any) -> Any:
     if folder is None or not any((folder / name).is_file() for name in PROCESSOR_FILES):
-        return None
-    from transformers import AutoFeatureExtractor, Wav2Vec2Processor
+        return default
+    from transformers import AutoFeatureExtractor
 
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # every class of transformers has errors of its own
         raise ConfigError(f"the processor files in {folder} cannot be read: {' '.join(str(error).split())}") from error
-    tokenizer = load_tokenizer(folder)
-    return extractor if tokenizer is None else Wav2Vec2Processor(extractor, tokenizer)
 
 
 def load_tokenizer(folder: Path | None) -> Any | None:
