@@ -82,6 +82,8 @@ class FrontendPart(Part):
         sizes = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}
         if not self.channels or len({len(values) for values in sizes.values()}) > 1:
             raise ConfigError(f"channels, kernels and strides have one entry a convolution, not {sizes}")
+        if self.norm not in ("group", "layer"):
+            raise ConfigError(f"the norm of the front end is {self.norm!r}; it is 'group' or 'layer'")
         for name, values in sizes.items():
             for value in values:
                 _check_size(f"an entry of {name}", value)
@@ -343,6 +345,10 @@ class EncoderConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
                 raise ConfigError(f"{name} is {value!r}; it must be a number, not below zero")
+        if isinstance(self.positions, ConvPositionsPart) and self.d_model % self.positions.groups:
+            raise ConfigError(
+                f"d_model={self.d_model} is not a multiple of the positional convolution's groups={self.positions.groups}"
+            )
         for head in self.heads:
             if head.needs_pooler and self.pooler is None:
                 raise ConfigError(f"the {head.task} head reads the pooler, but the configuration has none")
