@@ -1,17 +1,20 @@
-# make demo | test | check | bench | bench-peers
+# make demo | test | fuzz | check | bench | bench-peers
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench bench-peers compare-peers readme clean
+.PHONY: demo test fuzz check bench bench-peers compare-peers readme clean
 
 demo: $(VENV)/.run
 	HF_HUB_OFFLINE=1 $(BIN)/encoderlens demo
 
 test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
+
+fuzz: $(VENV)/.test
+	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -q tests/test_audio_fuzz.py
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@ import os
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -12,6 +13,10 @@ torch.set_num_threads(1)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
+# Of fuzz tests, chosen by the environment variable HYPOTHESIS_PROFILE; other tests have settings of their own.
+slow = [HealthCheck.too_slow]
+settings.register_profile("suite", deadline=None, max_examples=50, derandomize=True, suppress_health_check=slow)
+settings.register_profile("fuzz", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=slow)
 
 
 @pytest.fixture(scope="session")
