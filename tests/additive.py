@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from encoderlens import HookedEncoder
+from encoderlens import HookedAudioEncoder, HookedEncoder
+from encoderlens.components.heads.head import TokenOutputs
 from encoderlens.config import (
     AbsolutePositionsPart,
     AttentionPart,
@@ -30,6 +31,7 @@ from encoderlens.config import (
     SequenceClassificationPart,
     TokenClassificationPart,
 )
+from tests.speech import AMIABLE, CLUBS, DISPOSED, LAYOUTS, RATE, speech, tiny_speech
 from tests.tiny import tiny_batch
 
 BLOCKS = {"post": PostLNPart, "pre": PreLNPart}
@@ -38,7 +40,9 @@ TASKS = ("masked_lm", "next_sentence", "sequence_classification", "token_classif
 LABELS = ("no", "yes", "maybe", "often", "never", "always")
 SIZES = {"d_model": 14, "n_layers": 2, "n_heads": 4, "d_head": 5, "d_mlp": 9, "d_vocab": 41, "n_ctx": 13}
 
-POSITIONS = torch.tensor([2, 5, 1])  # real ones of the three sequences of additive_batch
+AUDIO_TASKS = {"ctc": "HubertForCTC", "sequence_classification": "HubertForSequenceClassification"}
+
+POSITIONS = torch.tensor([2, 5, 1])  # real ones of the three sequences of additive_batch, and of the three clips of audio_batch
 TARGETS = torch.tensor([17, 3, 40])
 
 
@@ -100,24 +104,59 @@ def additive_batch(seed: int = 0) -> dict[str, Tensor]:
     return tiny_batch(vocab=SIZES["d_vocab"], seed=seed)
 
 
-def run(model: HookedEncoder, batch: dict[str, Tensor], return_type: str | None = "logits", **options: Any) -> Any:
-    return model(batch["tokens"], return_type, batch["types"], batch["mask"], **options)
+def audio_model(
+    layout: str, task: str = "ctc", dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
+) -> HookedAudioEncoder:
+    """A tiny speech model of one of the layouts, the same in every dtype, with a frame each 20 ms."""
+    if len(LAYOUTS.get(layout, {}).get("conv_dim", (1, 2, 3))) == 2:
+        convolutions = {"conv_kernel": (24, 18), "conv_stride": (20, 16)}
+    else:
+        convolutions = {"conv_kernel": (10, 8, 5), "conv_stride": (10, 8, 4)}
+    return tiny_speech(AUDIO_TASKS[task], layout, seed, dtype, **(convolutions | overrides))
 
 
-def targets_of(model: HookedEncoder) -> Tensor:
+def audio_clips() -> list[Tensor]:
+    """Three clips of speech, of 0.3, 0.21 and 0.15 s."""
+    cut = ((DISPOSED, 0.8, 0.3), (AMIABLE, 1.2, 0.21), (CLUBS, 0.4, 0.15))
+    return [torch.tensor(speech(path)[int(start * RATE) :][: int(length * RATE)]) for path, start, length in cut]
+
+
+def audio_batch() -> dict[str, Tensor]:
+    """Waves and the mask of their samples [3 4800]; two clips are padded."""
+    clips = audio_clips()
+    longest = max(map(len, clips))
+    mask = torch.stack([torch.arange(longest) < len(clip) for clip in clips]).long()
+    return {"waves": torch.stack([torch.nn.functional.pad(clip, (0, longest - len(clip))) for clip in clips]), "mask": mask}
+
+
+AnyModel = HookedEncoder | HookedAudioEncoder
+
+
+def arguments(batch: dict[str, Tensor]) -> dict[str, Any]:
+    """A batch as a model's forward takes it; clips each get what they would get alone."""
+    mask = {"one_zero_attention_mask": batch["mask"]}
+    if "waves" in batch:
+        return {"inputs": batch["waves"], "padding": "independent", **mask}
+    return {"input": batch["tokens"], "token_type_ids": batch["types"], **mask}
+
+
+def run(model: AnyModel, batch: dict[str, Tensor], return_type: str | None = "logits", **options: Any) -> Any:
+    return model(**arguments(batch), return_type=return_type, **options)
+
+
+def targets_of(model: AnyModel) -> Tensor:
     """The logit of each sequence whose score it is."""
-    head = model.cfg.encoder.heads[list(model.heads).index(model.task)]
-    n_outputs = {"masked_lm": model.cfg.d_vocab, "next_sentence": 2, "question_answering": 2}
-    return TARGETS % n_outputs.get(head.task, len(LABELS))
+    head = model.heads[str(model.task)]
+    return TARGETS % (head.n_outputs if isinstance(head, TokenOutputs) else len(head.labels))
 
 
-def score(model: HookedEncoder, batch: dict[str, Tensor]) -> Tensor:
+def score(model: AnyModel, batch: dict[str, Tensor]) -> Tensor:
     """One logit a sequence [batch], by a plain run: at one position, for heads that have logits for each.
 
     Args:
-        batch: the three sequences of ``additive_batch``, once or several times.
+        batch: the three sequences of ``additive_batch`` or ``audio_batch``, once or several times.
     """
-    logits, rows = run(model, batch), torch.arange(len(batch["tokens"]))
+    logits, rows = run(model, batch), torch.arange(len(batch["mask"]))
     at = logits[rows, POSITIONS.repeat(len(rows) // 3)] if model.heads[model.task].per_position else logits
     return at[rows, targets_of(model).repeat(len(rows) // 3)]
 
@@ -125,24 +164,19 @@ def score(model: HookedEncoder, batch: dict[str, Tensor]) -> Tensor:
 # Replays
 
 
-def clean_run(model: HookedEncoder, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def clean_run(model: AnyModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every activation of a run by name, and ``"pooler.dense"``: what the pooler's activation function gets."""
     clean: dict[str, Tensor] = {}
     with torch.no_grad(), _noting_pooler(model, clean):
         _, cache = model.run_with_cache(
-            batch["tokens"],
-            "logits",
-            batch["types"],
-            batch["mask"],
-            names_filter=lambda name: True,
-            return_cache_object=False,
+            **arguments(batch), return_type="logits", names_filter=lambda name: True, return_cache_object=False
         )
     return clean | cache
 
 
 @contextmanager
 def replay(
-    model: HookedEncoder, values: dict[str, Tensor], points: Collection[str] = (), gains: Collection[tuple[str, str]] = ()
+    model: AnyModel, values: dict[str, Tensor], points: Collection[str] = (), gains: Collection[tuple[str, str]] = ()
 ) -> Iterator[None]:
     """Context in which runs have these values at some points, and these activation functions are multiplications.
 
@@ -173,7 +207,7 @@ def replay(
 
 
 @contextmanager
-def _noting_pooler(model: HookedEncoder, into: dict[str, Tensor]) -> Iterator[None]:
+def _noting_pooler(model: AnyModel, into: dict[str, Tensor]) -> Iterator[None]:
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
         into["pooler.dense"] = output
 
@@ -198,7 +232,7 @@ def head_gains(clean: dict[str, Tensor]) -> list[tuple[str, str]]:
     return [(before, after) for before, after in pairs if after in clean]
 
 
-def all_gains(model: HookedEncoder, clean: dict[str, Tensor]) -> list[tuple[str, str]]:
+def all_gains(model: AnyModel, clean: dict[str, Tensor]) -> list[tuple[str, str]]:
     pre = "hook_pre_linear" if "blocks.0.mlp.hook_pre_linear" in clean else "hook_pre"
     layers = range(model.cfg.n_layers)
     return [(f"blocks.{layer}.mlp.{pre}", f"blocks.{layer}.mlp.hook_post") for layer in layers] + head_gains(clean)
@@ -208,7 +242,7 @@ def all_gains(model: HookedEncoder, clean: dict[str, Tensor]) -> list[tuple[str,
 
 
 def direct_losses(
-    model: HookedEncoder, batch: dict[str, Tensor], score: Any = score, parts: Collection[str] = ("H", "N")
+    model: AnyModel, batch: dict[str, Tensor], score: Any = score, parts: Collection[str] = ("H", "N")
 ) -> dict[str, Tensor]:
     """By row label, what the score loses when one write, or one bias, is taken out and nothing but the direct path reacts.
 
@@ -241,18 +275,21 @@ def repeated(tensors: dict[str, Tensor], times: int) -> dict[str, Tensor]:
     return {name: tensor.repeat(times, *[1] * (tensor.ndim - 1)) for name, tensor in tensors.items()}
 
 
-def stream_writes(model: HookedEncoder) -> list[str]:
+def stream_writes(model: AnyModel) -> list[str]:
     """The hook points of all that joins the stream."""
     layers = range(model.cfg.n_layers)
-    embeddings = ["embed.hook_embed", "embed.hook_pos_embed", "embed.hook_token_type_embed"]
+    embeddings = [f"embed.hook_{name}" for name in embeddings_of(model)]
     return embeddings + [f"blocks.{layer}.hook_{name}_out" for layer in layers for name in ("attn", "mlp")]
 
 
-def written(
-    model: HookedEncoder, clean: dict[str, Tensor], parts: Collection[str] = ("H", "N")
-) -> dict[str, tuple[str, Tensor]]:
+def embeddings_of(model: AnyModel) -> list[str]:
+    """The row labels of the summands of the embedding."""
+    return ["embed", "pos_embed"] if isinstance(model, HookedAudioEncoder) else ["embed", "pos_embed", "token_type_embed"]
+
+
+def written(model: AnyModel, clean: dict[str, Tensor], parts: Collection[str] = ("H", "N")) -> dict[str, tuple[str, Tensor]]:
     """By row label: the hook point where it joins the stream, and what is written there."""
-    found = {name.partition("hook_")[2]: (name, clean[name]) for name in stream_writes(model)[:3]}
+    found = {label: (f"embed.hook_{label}", clean[f"embed.hook_{label}"]) for label in embeddings_of(model)}
     for layer, block in enumerate(model.blocks):
         attn, mlp = f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_mlp_out"
         z, post = clean[f"blocks.{layer}.attn.hook_z"], clean[f"blocks.{layer}.mlp.hook_post"]
@@ -267,20 +304,22 @@ def written(
     return found
 
 
-def biases_on_the_path(model: HookedEncoder) -> dict[str, nn.Parameter]:
+def biases_on_the_path(model: AnyModel) -> dict[str, nn.Parameter]:
     """By row label: the biases of the norms that the whole stream passes through, and of the head."""
-    found = {"embed_ln_b": model.embed.ln.b}
+    found = {} if model.embed.ln is None else {"embed_ln_b": model.embed.ln.b}
     for layer, block in enumerate(model.blocks):
         if model.ln_final is None:
             found |= {f"{layer}_ln1_b": block.ln1.b, f"{layer}_ln2_b": block.ln2.b}
-    if model.ln_final is not None:
+    if model.ln_final is not None and not hasattr(model, "layer_sum"):
         found["ln_final_b"] = model.ln_final.b
     if model.task == "masked_lm":
         head, unembed = model.mlm_head, model.unembed
         return found | {"head_b": head.dense.bias, "head_ln_b": head.ln.b, "b_U": unembed.bias}
-    last = {"next_sentence": "nsp_head", "question_answering": "qa_head"}.get(model.task, "classifier")
-    pooled = {"pooler_b": model.pooler.dense.bias} if last == "nsp_head" or model.task == "sequence_classification" else {}
-    return found | pooled | {"head_b": getattr(model, last).dense.bias}
+    last = {"next_sentence": "nsp_head", "question_answering": "qa_head", "ctc": "ctc_head"}.get(str(model.task), "classifier")
+    if last == "nsp_head" or model.task == "sequence_classification":
+        projected = hasattr(model, "projector")
+        found |= {"projector_b": model.projector.dense.bias} if projected else {"pooler_b": model.pooler.dense.bias}
+    return found | {"head_b": getattr(model, last).dense.bias}
 
 
 @contextmanager

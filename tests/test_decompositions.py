@@ -2,19 +2,18 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from encoderlens import ActivationCache, HookedEncoder
 from encoderlens.errors import AnalysisError, HookNameError, InputError
 from encoderlens.slices import Slice
-from tests.additive import BLOCKS, MLPS, SIZES, additive_batch, additive_model, written
+from tests.additive import BLOCKS, MLPS, SIZES, additive_batch, additive_model
+from tests.by_hand import assert_rows, by_hand, front_norm, in_order_of_the_full_decomposition, places, stream, what_reads
 from tests.parity import assert_parity
 
 SORTS = list(itertools.product(BLOCKS, MLPS))
@@ -45,107 +44,6 @@ def run_one(model: HookedEncoder, **options: Any) -> ActivationCache:
     return model.run_with_cache(batch["tokens"][:1], "logits", batch["types"][:1], **options)[1]
 
 
-def places(model: HookedEncoder) -> list[tuple[int, bool]]:
-    """Every layer, with and without mlp_input."""
-    return [*itertools.product(range(model.cfg.n_layers), (False, True)), (model.cfg.n_layers, False)]
-
-
-def stream(cache: ActivationCache, layer: int, mlp_input: bool) -> Tensor:
-    if layer < cache.model.cfg.n_layers:
-        return cache["resid_mid" if mlp_input else "resid_pre", layer]
-    return cache["normalized_resid_post" if cache.model.ln_final is None else "resid_post", layer - 1]
-
-
-def front_norm(model: HookedEncoder, layer: int, mlp_input: bool) -> str | None:
-    """The name of the norm between the stream and what reads it."""
-    if model.ln_final is None:
-        return f"blocks.{layer}.ln1" if mlp_input else None
-    return "ln_final" if layer == model.cfg.n_layers else f"blocks.{layer}.ln{1 + mlp_input}"
-
-
-def what_reads(cache: ActivationCache, layer: int, mlp_input: bool) -> Tensor:
-    """What attention (by its split input), the MLP or the head got in the run."""
-    if layer == cache.model.cfg.n_layers:
-        batch = additive_batch()
-        return cache.model(batch["tokens"], "hidden", batch["types"], batch["mask"]).detach()
-    if mlp_input:
-        return cache["in", layer]
-    read = cache["q_input", layer]
-    assert torch.equal(read[:, :, 0], read[:, :, -1])
-    return read[:, :, 0]
-
-
-def bias_label(norm: str) -> str:
-    return norm.removeprefix("blocks.").replace(".", "_") + "_b"
-
-
-def history(model: HookedEncoder, layer: int, mlp_input: bool) -> Iterator[tuple[str, str]]:
-    """What happens to the stream, in order: ("write", label) and ("norm", module name). Written out here, and read nowhere."""
-    yield from (("write", name) for name in ("embed", "pos_embed", "token_type_embed"))
-    yield "norm", "embed.ln"
-    post = model.ln_final is None
-    for index in range(layer + mlp_input):
-        yield "write", f"{index}_attn_out"
-        if index == layer:
-            return
-        if post:
-            yield "norm", f"blocks.{index}.ln1"
-        yield "write", f"{index}_mlp_out"
-        if post:
-            yield "norm", f"blocks.{index}.ln2"
-
-
-def parts_of(label: str) -> tuple[list[str], str]:
-    """The labels of the parts of a write, and of its bias."""
-    layer, _, kind = label.partition("_")
-    if kind == "attn_out":
-        return [f"L{layer}H{head}" for head in range(N_HEADS)], f"{layer}_b_O"
-    return [f"L{layer}N{neuron}" for neuron in range(N_NEURONS)], f"{layer}_b_out"
-
-
-def by_hand(cache: ActivationCache, layer: int, mlp_input: bool, apply_ln: bool, split: str) -> dict[str, Tensor]:
-    """Every row in the order of the path: each write pushed through the linear part of one norm after the other."""
-    model = cache.model
-    steps = list(history(model, layer, mlp_input))
-    norm = front_norm(model, layer, mlp_input)
-    if apply_ln and norm is not None:
-        steps.append(("norm", norm))
-    vectors = {label: tensor for label, (_, tensor) in written(model, dict(cache)).items()}
-    rows: dict[str, Tensor] = {}
-    for kind, name in steps:
-        if kind == "norm":
-            module, scale = model.get_submodule(name), cache[f"{name}.hook_scale"]
-            for label, row in rows.items():
-                rows[label] = (row - row.mean(-1, keepdim=True)) / scale * module.w
-            rows[bias_label(name)] = module.b
-            continue
-        split_here = {"attn_out": "H", "mlp_out": "N"}.get(name.partition("_")[2], "none") in split
-        labels, bias = parts_of(name) if split_here else ([name], None)
-        rows |= {label: vectors[label] for label in [*labels, *([bias] if bias else [])]}
-    shape = stream(cache, layer, mlp_input).shape
-    return {label: row.detach().expand(shape) for label, row in rows.items()}
-
-
-def assert_rows(found: tuple[Tensor, list[str]], expected: dict[str, Tensor], tolerance: float = 1e-12) -> None:
-    rows, labels = found
-    assert labels == list(expected)
-    assert len(rows) == len(labels)
-    for row, label in zip(rows, labels, strict=True):
-        difference = (row - expected[label]).abs().max()
-        assert difference <= tolerance * max(1.0, float(expected[label].abs().max())), (label, difference)
-
-
-def in_order_of_the_full_decomposition(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    def place(label: str) -> int:
-        if label.startswith("L"):
-            return 0 if "H" in label else 1
-        if label.endswith("_mlp_out"):
-            return 1
-        return 3 if "_b_" in label or label.endswith("_b") else 2
-
-    return {label: rows[label] for label in sorted(rows, key=place)}
-
-
 # Rows, each against a write that is carried by hand
 
 
@@ -169,7 +67,7 @@ def test_rows_of_heads_and_of_neurons_and_the_remainder(block: str, mlp: str, ap
     model = cache.model
     for layer in range(model.cfg.n_layers + 1):
         rows = by_hand(cache, layer, False, apply_ln, "HN")
-        total = what_reads(cache, layer, False) if apply_ln else stream(cache, layer, False)
+        total = what_reads(cache, additive_batch(), layer, False) if apply_ln else stream(cache, layer, False)
         for letter, stack in (("H", cache.stack_head_results), ("N", cache.stack_neuron_results)):
             chosen = {label: row for label, row in rows.items() if label[0] == "L" and letter in label}
             assert_rows(stack(layer, return_labels=True, apply_ln=apply_ln), chosen)
@@ -242,7 +140,7 @@ def test_rows_sum_to_the_stream_and_to_what_is_read_of_it(block: str, mlp: str, 
     model, tolerance = additive_model(block, mlp, dtype=dtype), TOLERANCE[dtype]
     cache = run(model)
     for layer, mid in places(model) if dtype.itemsize > 2 else [(1, True), (1, False), (2, False)]:
-        whole, read = stream(cache, layer, mid).double(), what_reads(cache, layer, mid).double()
+        whole, read = stream(cache, layer, mid).double(), what_reads(cache, additive_batch(), layer, mid).double()
         for decompose in (cache.decompose_resid, cache.get_full_resid_decomposition):
             rows, carried = decompose(layer, mid), decompose(layer, mid, apply_ln=True)
             assert rows.dtype == carried.dtype == dtype
@@ -371,7 +269,7 @@ def test_accumulated_resid_up_to_a_layer_takes_its_frozen_norm(block: str, mlp: 
             assert torch.equal(found, raw)
         else:
             bias = cache.model.get_submodule(norm).b.detach()
-            assert_parity(found[-1] + bias, what_reads(cache, layer, mid), tolerance=1e-6)
+            assert_parity(found[-1] + bias, what_reads(cache, additive_batch(), layer, mid), tolerance=1e-6)
 
 
 @two_sorts
@@ -719,7 +617,7 @@ def test_results_carry_no_graph(block: str, mlp: str, inference: bool) -> None:
         tensors += list(cache.values())
     assert not any(tensor.requires_grad or tensor.grad_fn is not None for tensor in tensors)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert_parity(METHODS["get_full_resid_decomposition"](cache, None).sum(0), what_reads(cache, 2, False))
+    assert_parity(METHODS["get_full_resid_decomposition"](cache, None).sum(0), what_reads(cache, additive_batch(), 2, False))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -1,0 +1,111 @@
+"""What the residual stream is made of, written out: every write pushed through the norms after it, one by one."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from encoderlens import ActivationCache, HookedEncoder
+from tests.additive import AnyModel, embeddings_of, run, written
+
+
+def places(model: AnyModel) -> list[tuple[int, bool]]:
+    """Every layer, with and without mlp_input."""
+    return [*itertools.product(range(model.cfg.n_layers), (False, True)), (model.cfg.n_layers, False)]
+
+
+def stream(cache: ActivationCache, layer: int, mlp_input: bool) -> Tensor:
+    if layer < cache.model.cfg.n_layers:
+        return cache["resid_mid" if mlp_input else "resid_pre", layer]
+    return cache["normalized_resid_post" if cache.model.ln_final is None else "resid_post", layer - 1]
+
+
+def front_norm(model: AnyModel, layer: int, mlp_input: bool) -> str | None:
+    """The name of the norm between the stream and what reads it."""
+    if model.ln_final is None:
+        return f"blocks.{layer}.ln1" if mlp_input else None
+    return "ln_final" if layer == model.cfg.n_layers else f"blocks.{layer}.ln{1 + mlp_input}"
+
+
+def what_reads(cache: ActivationCache, batch: dict[str, Tensor], layer: int, mlp_input: bool) -> Tensor:
+    """What attention (by its split input), the MLP or the head got in the run of a batch."""
+    if layer == cache.model.cfg.n_layers:
+        return run(cache.model, batch, "hidden").detach()
+    if mlp_input:
+        return cache["in", layer]
+    read = cache["q_input", layer]
+    assert torch.equal(read[:, :, 0], read[:, :, -1])
+    return read[:, :, 0]
+
+
+def bias_label(norm: str) -> str:
+    return norm.removeprefix("blocks.").replace(".", "_") + "_b"
+
+
+def history(model: AnyModel, layer: int, mlp_input: bool) -> Iterator[tuple[str, str]]:
+    """What happens to the stream, in order: ("write", label) and ("norm", module name). Written out here, and read nowhere."""
+    yield from (("write", name) for name in embeddings_of(model))
+    post = model.ln_final is None
+    if post or isinstance(model, HookedEncoder):
+        yield "norm", "embed.ln"
+    for index in range(layer + mlp_input):
+        yield "write", f"{index}_attn_out"
+        if index == layer:
+            return
+        if post:
+            yield "norm", f"blocks.{index}.ln1"
+        yield "write", f"{index}_mlp_out"
+        if post:
+            yield "norm", f"blocks.{index}.ln2"
+
+
+def parts_of(model: AnyModel, label: str) -> tuple[list[str], str]:
+    """The labels of the parts of a write, and of its bias."""
+    layer, _, kind = label.partition("_")
+    if kind == "attn_out":
+        return [f"L{layer}H{head}" for head in range(model.cfg.n_heads)], f"{layer}_b_O"
+    return [f"L{layer}N{neuron}" for neuron in range(model.cfg.d_mlp)], f"{layer}_b_out"
+
+
+def by_hand(cache: ActivationCache, layer: int, mlp_input: bool, apply_ln: bool, split: str) -> dict[str, Tensor]:
+    """Every row in the order of the path: each write pushed through the linear part of one norm after the other."""
+    model = cache.model
+    steps = list(history(model, layer, mlp_input))
+    norm = front_norm(model, layer, mlp_input)
+    if apply_ln and norm is not None:
+        steps.append(("norm", norm))
+    vectors = {label: tensor for label, (_, tensor) in written(model, dict(cache)).items()}
+    rows: dict[str, Tensor] = {}
+    for kind, name in steps:
+        if kind == "norm":
+            module, scale = model.get_submodule(name), cache[f"{name}.hook_scale"]
+            for label, row in rows.items():
+                rows[label] = (row - row.mean(-1, keepdim=True)) / scale * module.w
+            rows[bias_label(name)] = module.b
+            continue
+        split_here = {"attn_out": "H", "mlp_out": "N"}.get(name.partition("_")[2], "none") in split
+        labels, bias = parts_of(model, name) if split_here else ([name], None)
+        rows |= {label: vectors[label] for label in [*labels, *([bias] if bias else [])]}
+    shape = stream(cache, layer, mlp_input).shape
+    return {label: row.detach().expand(shape) for label, row in rows.items()}
+
+
+def assert_rows(found: tuple[Tensor, list[str]], expected: dict[str, Tensor], tolerance: float = 1e-12) -> None:
+    rows, labels = found
+    assert labels == list(expected)
+    assert len(rows) == len(labels)
+    for row, label in zip(rows, labels, strict=True):
+        difference = (row - expected[label]).abs().max()
+        assert difference <= tolerance * max(1.0, float(expected[label].abs().max())), (label, difference)
+
+
+def in_order_of_the_full_decomposition(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    def place(label: str) -> int:
+        if label.startswith("L"):
+            return 0 if "H" in label else 1
+        if label.endswith("_mlp_out"):
+            return 1
+        return 3 if "_b_" in label or label.endswith("_b") else 2
+
+    return {label: rows[label] for label in sorted(rows, key=place)}
