@@ -31,8 +31,8 @@ from encoderlens.config import (
     SequenceClassificationPart,
     TokenClassificationPart,
 )
-from tests.speech import AMIABLE, CLUBS, DISPOSED, LAYOUTS, RATE, speech, tiny_speech
-from tests.tiny import tiny_batch
+from tests.speech import ALL_LAYOUTS, AMIABLE, CLUBS, DISPOSED, RATE, speech, tiny_speech
+from tests.tiny import SPEECH, tiny_batch
 
 BLOCKS = {"post": PostLNPart, "pre": PreLNPart}
 MLPS = {"plain": MLPPart, "gated": GatedMLPPart}
@@ -108,11 +108,10 @@ def audio_model(
     layout: str, task: str = "ctc", dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
 ) -> HookedAudioEncoder:
     """A tiny speech model of one of the layouts, the same in every dtype, with a frame each 20 ms."""
-    if len(LAYOUTS.get(layout, {}).get("conv_dim", (1, 2, 3))) == 2:
-        convolutions = {"conv_kernel": (24, 18), "conv_stride": (20, 16)}
-    else:
-        convolutions = {"conv_kernel": (10, 8, 5), "conv_stride": (10, 8, 4)}
-    return tiny_speech(AUDIO_TASKS[task], layout, seed, dtype, **(convolutions | overrides))
+    sizes = {"num_hidden_layers": 2, "intermediate_size": 11, "conv_kernel": (10, 8, 5), "conv_stride": (10, 8, 4)}
+    if len(ALL_LAYOUTS[layout].get("conv_dim", SPEECH["conv_dim"])) == 2:
+        sizes |= {"conv_kernel": (24, 18), "conv_stride": (20, 16)}
+    return tiny_speech(AUDIO_TASKS[task], layout, seed, dtype, **(sizes | overrides))
 
 
 def audio_clips() -> list[Tensor]:
