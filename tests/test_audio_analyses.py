@@ -772,3 +772,31 @@ def test_hooks_have_their_say_once(layout: str) -> None:
         close(logit_lens(model, prepared(model), top_k=5).values, intact.values)
     finally:
         model.reset_hooks(including_permanent=True)
+
+
+@pytest.mark.parametrize("layout", SUMMED)
+def test_a_sum_of_layers_reads_streams_as_hooks_leave_them(layout: str) -> None:
+    model = model_of(layout, "sequence_classification")
+    waves, turned = BATCH["waves"], BATCH["waves"].flip(1) * 0.7
+    other, kept = model.run_with_cache(turned, return_type="logits")
+
+    def patch(x: Tensor, hook: Any) -> Tensor:
+        return kept[hook.name]
+
+    def said(*names: str) -> Tensor:
+        with torch.no_grad(), model.hooks([(names, patch)]):
+            return model(waves, return_type="logits")
+
+    assert_changed(said("projector.hook_in"), said("blocks.1.hook_resid_pre"))
+    close(said("blocks.0.hook_resid_pre"), other.detach())
+    out = "blocks.0.hook_resid_post" if model.ln_final is not None else "blocks.0.hook_normalized_resid_post"
+    close(said("blocks.1.hook_resid_pre"), said(out))
+    with model.hooks([("blocks.1.hook_resid_pre", patch)]):
+        lens = logit_lens(model, waves, top_k=5)
+    close(lens.values[-1], said("blocks.1.hook_resid_pre").softmax(-1).sort(descending=True).values)
+    points = ["hook_full_embed", "blocks.0.hook_resid_pre", out, "blocks.1.hook_resid_pre"]
+    options: dict[str, Any] = {"incl_bwd": True, "loss_fn": lambda logits: logits[:, 2].sum()}
+    _, streams = model.run_with_cache(waves, return_type="logits", names_filter=points, **options)
+    model.zero_grad()
+    close(streams["blocks.0.hook_resid_pre_grad"], streams["hook_full_embed_grad"])
+    close(streams["blocks.1.hook_resid_pre_grad"], streams[f"{out}_grad"])

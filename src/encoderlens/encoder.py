@@ -293,13 +293,15 @@ class Encoder(WeightStacks, ABC):
     def run_blocks(self, resid: Resid, plan: RunPlan, sequence: Sequence) -> Resid:
         """The stream after the last block that runs, through any final norm; or the sum of streams that the head reads."""
         layer_sum = None if plan.head is None else plan.head.layer_sum
-        streams = [resid]
+        streams: list[Resid] = []
         for block in self._layers()[plan.start : plan.stop]:
+            resid = block.hook_resid_pre(resid)  # here, so that what a hook makes of a stream is in the sum too
+            if layer_sum is not None:
+                streams.append(resid)
             if not self._drops_block():
                 resid = block(resid, sequence)
-            streams = [resid] if layer_sum is None else [*streams, resid]
         if layer_sum is not None:
-            return layer_sum(streams)
+            return layer_sum([*streams, resid])
         return self.ln_final(resid) if plan.finishes and self.ln_final is not None else resid
 
     def _drops_block(self) -> bool:

@@ -31,8 +31,8 @@ class Block(nn.Module, ABC):
     hook_resid_mid: HookPoint
 
     @abstractmethod
-    def forward(self, resid: Resid, sequence: Sequence) -> Resid:
-        """The stream after the block."""
+    def forward(self, resid_pre: Resid, sequence: Sequence) -> Resid:
+        """The stream after the block, from what has passed ``hook_resid_pre``."""
 
     @property
     @abstractmethod
@@ -90,8 +90,7 @@ class PostLNBlock(Block):
         self.ln2 = norm()
         self.hook_normalized_resid_post = HookPoint("batch pos d_model")
 
-    def forward(self, resid: Resid, sequence: Sequence) -> Resid:
-        resid_pre = self.hook_resid_pre(resid)
+    def forward(self, resid_pre: Resid, sequence: Sequence) -> Resid:
         attn_out = self.hook_attn_out(self._attention(resid_pre, sequence))
         resid_mid = self.hook_mlp_in(self.hook_resid_mid(resid_pre + attn_out))
         normalized_mid = self.hook_normalized_resid_mid(self.ln1(resid_mid))
@@ -138,8 +137,7 @@ class PreLNBlock(Block):
         self.hook_mlp_out = HookPoint("batch pos d_model")
         self.hook_resid_post = HookPoint("batch pos d_model")
 
-    def forward(self, resid: Resid, sequence: Sequence) -> Resid:
-        resid_pre = self.hook_resid_pre(resid)
+    def forward(self, resid_pre: Resid, sequence: Sequence) -> Resid:
         attn_out = self.hook_attn_out(self._attention(self.ln1(resid_pre), sequence))
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         mlp_out = self.hook_mlp_out(self._dropout(self.mlp(self.ln2(self.hook_mlp_in(resid_mid)))))
