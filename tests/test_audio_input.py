@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import Wav2Vec2FeatureExtractor
 
 from encoderlens import HookedAudioEncoder
-from encoderlens.audio_input import read_audio
+from encoderlens.audio import read_audio
 from encoderlens.config import FrontendPart, ProjectionPart
 from encoderlens.errors import ConfigError, GradientError, InputError, TaskError, TokenizerMissingError
 from tests.parity import GRADIENT, assert_parity

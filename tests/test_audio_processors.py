@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor, WhisperFeatureExtractor
 
 from encoderlens import HookedAudioEncoder
-from encoderlens.audio_input import Processing
+from encoderlens.audio.processor import Processing
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TokenizerMissingError
 from tests.checkpoints import save_tiny
 from tests.parity import assert_parity

@@ -191,7 +191,7 @@ def test_run_on_audio_files_gives_each_what_it_would_get_alone(ctc_folder: str, 
         assert entry["frames"] == model.frame_lengths(len(wave)).item()
         assert entry["prediction"] == model(wave, return_type="predictions")
         frame = entry["attribution"]["positions"][0]
-        assert entry["lens"]["labels"]["pos"] == [f"{frame} {model.frame_times(frame + 1)[-1]:.3f}s"]
+        assert entry["lens"]["labels"]["pos"] == [f"{frame} {model.frame_times(frame + 1)[-1]:.4f}s"]
         logits = model(wave, return_type="logits")[0]
         assert sum(entry["attribution"]["values"]) == pytest.approx(logits[frame, 5 + 2].item(), rel=1e-3)
         assert logits.softmax(-1)[:, 1:].max().item() == pytest.approx(logits.softmax(-1)[frame, 1:].max().item())
@@ -209,7 +209,7 @@ def test_run_resamples_and_looks_at_the_frame_that_it_is_told(ctc_folder: str, t
     wave = soxr.resample(speech(CLUBS), 16000, 22050)
     soundfile.write(path, np.stack([wave, wave], 1), 22050)
     shown = invoke("run", ctc_folder, "--audio", str(path), "--lens", "--position", "3")
-    assert "3 0.068s" in shown
+    assert "3 0.0681s" in shown
     assert "1.095 s, 54 frames" in shown
 
 
@@ -242,8 +242,8 @@ def test_audio_errors_are_one_line(
     soundfile.write(short, np.zeros(100), 16000)
     text.write_text("no audio")
     for arguments, message in (
-        ((ctc_folder, "--text", "a"), "reads audio: use HookedAudioEncoder"),
-        ((TINY_BERT, "--audio", str(CLUBS)), "reads text: use HookedEncoder"),
+        ((ctc_folder, "--text", "a"), "reads audio: give --audio"),
+        ((TINY_BERT, "--audio", str(CLUBS)), "reads text: give --text"),
         ((ctc_folder, "--audio", str(tmp_path / "none.wav")), "there is no audio file"),
         ((ctc_folder, "--audio", str(text)), "cannot be read as audio"),
         ((ctc_folder, "--audio", str(short)), "short.wav: clip 0 has 100 samples at 16000 Hz; one frame needs 258"),

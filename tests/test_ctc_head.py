@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2PhonemeCTCTokenizer, Wav2Vec2Processor
 
 from encoderlens import HookedAudioEncoder
-from encoderlens.audio_input import mask_of_lengths
+from encoderlens.audio.masks import mask_of_lengths
 from encoderlens.components import AudioClassificationHead, CTCHead
 from encoderlens.errors import InputError, TokenizerMissingError
 from encoderlens.sequence import Sequence

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from encoderlens import HookedAudioEncoder
-from encoderlens.audio_input import Timing
+from encoderlens.audio import Timing
+from encoderlens.audio.forced_alignment import AlignedSpan, align_transcript, forced_path
 from encoderlens.errors import InputError, TaskError, TokenizerMissingError
-from encoderlens.forced_alignment import AlignedSpan, align_transcript, forced_path
 from tests.speech import AMIABLE, CLUBS, DISPOSED, RATE, TRANSCRIPTS, ctc_tokenizer, processor, speech, tiny_speech
 from tests.tiny import tiny_hf, tiny_waves
 

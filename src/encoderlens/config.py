@@ -235,6 +235,11 @@ class HeadPart(Part):
     task: ClassVar[str]
     needs_pooler: ClassVar[bool] = False
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many symbols it predicts, if it has a vocabulary of its own."""
+        return None
+
 
 @dataclass(frozen=True)
 class MaskedLMPart(HeadPart):
@@ -290,6 +295,10 @@ class CTCPart(HeadPart):
     reduction: Literal["sum", "mean"] = "sum"
     zero_infinity: bool = False
     dropout: float = 0.0
+
+    @property
+    def vocabulary(self) -> int:
+        return self.d_vocab
 
 
 @dataclass(frozen=True)
@@ -379,7 +388,7 @@ class EncoderConfig:
 
     @property
     def d_vocab_out(self) -> int | None:
-        return next((head.d_vocab for head in self.heads if isinstance(head, CTCPart)), self.embed.d_vocab)
+        return next((head.vocabulary for head in self.heads if head.vocabulary is not None), self.embed.d_vocab)
 
     @property
     def modality(self) -> Literal["text", "audio"]:

@@ -82,10 +82,8 @@ class Encoder(WeightStacks, ABC):
         heads: every head that the model carries, by task.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
-        tokenizer: of the text that the model reads, or of what it predicts; None without one.
     """
 
-    tokenizer: Any
     ln_final: LayerNorm | None
 
     FRONT: ClassVar[tuple[str, ...]] = ("embed", "hook_full_embed")  # what stands in front of the blocks
@@ -330,7 +328,12 @@ class Encoder(WeightStacks, ABC):
         if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
             found = list(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
             raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")
-        return resid.to(self.cfg.device, self.cfg.dtype)
+        return resid.to(self.cfg.device, self.cfg.dtype, copy=True)  # what a cache keeps is no one else's
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """Of the text that the model reads, or of what it predicts; None without one."""
 
     @abstractmethod
     def prepare(self, input: Any, /) -> Batch:

@@ -1,6 +1,8 @@
 """HookedAudioEncoder: a HuBERT-style speech encoder with a hook point on every activation that matters."""
 
 from dataclasses import replace
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -9,14 +11,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from encoderlens import audio_input, conversion, loading
-from encoderlens.audio_input import AudioBatch, Timing
-from encoderlens.audio_reader import AudioReader, are_frames
-from encoderlens.components.heads import CTCHead
+from encoderlens import conversion, loading
+from encoderlens.audio import AudioBatch, SpeechAlignment, Timing
+from encoderlens.audio.forced_alignment import align_transcript
+from encoderlens.audio.processor import (
+    Processing,
+    default_processor,
+    processing_of,
+    require_ctc_tokenizer,
+    target_of,
+    tokenizer_in,
+)
+from encoderlens.audio.reader import AudioReader, are_frames
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
-from encoderlens.errors import InputError, TaskError, TokenizerMissingError
-from encoderlens.forced_alignment import SpeechAlignment, align_transcript
+from encoderlens.errors import InputError, TaskError
+from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
@@ -58,7 +68,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         if model_name is not None:
             request = replace(request, encoder=replace(request.encoder, model_name=model_name))
         super().__init__(request, move_to_device, device, dtype, init_weights)
-        self.processor = audio_input.default_processor(self.frontend_part) if processor is None else processor
+        self.processor = default_processor(self.frontend_part) if processor is None else processor
 
     # Loading and saving
 
@@ -101,7 +111,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         encoder = conversion.read_config(checkpoint)
         if processor is None:
             name = None if model_name is None else str(model_name)
-            default = audio_input.default_processor(cast(FrontendPart, encoder.frontend))
+            default = default_processor(cast(FrontendPart, encoder.frontend))
             processor = loading.processor_of(checkpoint, name, revision, default)
         model = cls(encoder, move_to_device, processor=processor, device=device, dtype=torch_dtype or dtype, init_weights=False)
         conversion.fill(model, checkpoint)
@@ -140,9 +150,18 @@ class HookedAudioEncoder(PretrainedEncoder):
 
     @processor.setter
     def processor(self, processor: Any) -> None:
-        self.processing = audio_input.processing_of(processor)
+        processing_of(processor)
         self._processor = processor
-        self.tokenizer = audio_input.tokenizer_in(processor)
+
+    @property
+    def processing(self) -> Processing:
+        """What the processor, as it is now, does to waveforms."""
+        return processing_of(self.processor)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, of what a CTC head predicts; None for a feature extractor."""
+        return tokenizer_in(self.processor)
 
     @property
     def hubert_model(self) -> Any:
@@ -169,20 +188,25 @@ class HookedAudioEncoder(PretrainedEncoder):
         """The configuration of the front end."""
         return self.cfg.encoder.frontend
 
-    def frame_times(self, n_frames: int) -> Float[Tensor, " frame"]:
+    def frame_times(self, n_frames: Any) -> Float[Tensor, " frame"]:
         """The middle of each of so many frames in seconds, in float64: frame i sees the samples from ``i * stride`` on, as many
         as the receptive field has (HuBERT: 12.5 ms, and 20 ms more for each frame).
-        """
-        return self.timing.times(n_frames)
 
-    def frames_of(self, start_s: float, end_s: float) -> slice:
+        Raises:
+            InputError: for anything but a whole number.
+        """
+        if not isinstance(n_frames, int | np.integer) or isinstance(n_frames, bool) or n_frames < 0:
+            raise InputError(f"n_frames={n_frames!r}; it is a number of frames")
+        return self.timing.times(int(n_frames))
+
+    def frames_of(self, start_s: Any, end_s: Any) -> slice:
         """The frames whose middle lies in [start_s, end_s), in seconds, as a slice of the position axis.
 
         Raises:
             InputError: for a span that ends before it starts, or in which no frame has its middle.
         """
         for name, seconds in (("start_s", start_s), ("end_s", end_s)):
-            if not isinstance(seconds, int | float | np.floating) or isinstance(seconds, bool) or not np.isfinite(seconds):
+            if not isinstance(seconds, Real) or isinstance(seconds, bool) or not isfinite(seconds):
                 raise InputError(f"{name}={seconds!r}; it is a number of seconds")
         frames = self.timing.frames(float(start_s), float(end_s))
         if not frames:
@@ -226,17 +250,22 @@ class HookedAudioEncoder(PretrainedEncoder):
         """One checked batch on the model's device, which ``forward`` takes in place of these arguments.
 
         Raises:
-            InputError, GradientError: for what the model cannot read.
+            InputError, GradientError: for what the model cannot read, or what another model prepared.
         """
-        if not isinstance(inputs, AudioBatch):
+        if isinstance(inputs, AudioBatch):
+            if (
+                one_zero_attention_mask is not None
+                or mask_time_indices is not None
+                or (sampling_rate, padding) != (16000, "batch")
+            ):
+                raise InputError("a prepared batch has its rate, its padding and its masks; give these to prepare()")
+            batch = self._reader.prepared(inputs)
+        else:
             batch = self._reader.batch(
                 inputs, one_zero_attention_mask, sampling_rate, move_to_device, padding, mask_time_indices
             )
-            self.embed.check_masked(batch.masked)
-            return batch
-        if one_zero_attention_mask is not None or mask_time_indices is not None or (sampling_rate, padding) != (16000, "batch"):
-            raise InputError("a prepared batch has its rate, its padding and its masks; give these to prepare()")
-        return inputs
+        self.embed.check_masked(batch.masked)
+        return batch
 
     def forward(
         self,
@@ -314,15 +343,20 @@ class HookedAudioEncoder(PretrainedEncoder):
         self, raw_inputs: Any, sampling_rate: Any = 16000, move_to_device: bool = True, *, padding: Any = "batch"
     ) -> tuple[Float[Tensor, "batch frame d_model"], Int[Tensor, "batch frame"]]:
         """Projected frames of waveforms, and which of them are real: 1 or 0, and 1 everywhere where padding is read as silence
-        (``frame_lengths`` gives the real lengths). ``forward`` takes both as a tuple.
+        (``frame_lengths`` gives the real lengths). ``forward`` takes both as a tuple, and ``padding`` again.
 
         Raises:
             InputError, GradientError: as for ``forward``.
+            HookUnreachableError: if hooks name points that it does not compute.
         """
         if are_frames(raw_inputs):
             raise InputError("to_frames makes frames of waveforms, and these are frames already")
+        self.check_reachable(
+            lambda name: name.split(".")[0] in self.FRONT[:2], "to_frames runs the front end and the projection"
+        )
         batch = self.prepare(raw_inputs, None, sampling_rate, move_to_device, padding=padding)
-        return self._frames(batch), batch.sequence.real.long().to(batch.device)
+        with self.run_state.run(batch.sequence, None):
+            return self._frames(batch), batch.sequence.real.long().to(batch.device)
 
     def encoder_output(self, frames: Any, one_zero_attention_mask: Any = None) -> Float[Tensor, "batch frame d_model"]:
         """The final stream of projected frames: ``forward`` with ``return_type="hidden"``."""
@@ -339,20 +373,23 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             TaskError: for a model without a CTC head.
             TokenizerMissingError: without a tokenizer.
+            AnalysisError: in training mode.
             InputError: for several clips, characters that the tokenizer lacks, or a clip too short for the transcript.
         """
         if "ctc" not in self.heads:
             raise TaskError(f"align needs a CTC head; the heads of {self.cfg.model_name}: {self.head_names()}")
-        if self.tokenizer is None:
-            raise TokenizerMissingError("align needs a tokenizer: set model.processor to a Wav2Vec2Processor")
+        require_eval(self)
+        blank = cast(int, self.heads["ctc"].blank)
+        target = target_of(require_ctc_tokenizer(self.tokenizer, blank), transcript)
         batch = self.prepare(waveform, None, sampling_rate)
         if batch.sequence.batch != 1 or batch.waves is None:
             raise InputError("align takes one waveform at a time")
-        target = audio_input.target_of(self.tokenizer, transcript)
+        n_frames = batch.sequence.lengths[0]
+        if not bool(batch.sequence.real[0, :n_frames].all()):
+            raise InputError("align takes a clip whose padding, if any, stands at its end")
         with torch.no_grad(), self.use_task("ctc"):
-            logits = self(batch, return_type="logits")[0]
-        log_probs = logits.double().log_softmax(-1).cpu().numpy()
-        return align_transcript(log_probs, target, cast(CTCHead, self.heads["ctc"]).blank, self.timing)
+            logits = self(batch, return_type="logits")[0, :n_frames]
+        return align_transcript(logits.double().log_softmax(-1).cpu().numpy(), target, blank, self.timing)
 
     def _frames(self, batch: AudioBatch) -> Float[Tensor, "batch frame d_model"]:
         return self.projection(self.frontend(batch.waves, batch.samples))

@@ -65,6 +65,15 @@ class HookedEncoder(PretrainedEncoder):
             tokenizer = loading.tokenizer_named(request.tokenizer_name)
         self.tokenizer = tokenizer
 
+    @property
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer, for text input; None without one. Another one can be assigned."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
     # Loading and saving
 
     @classmethod

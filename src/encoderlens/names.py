@@ -10,7 +10,7 @@ NamesFilter = str | Collection[str] | Callable[[str], bool] | None
 
 _EMBED = ("embed", "pos_embed", "token_type_embed")
 _NORM = ("scale", "normalized")
-_NORM_PLACES = {"embed": "embed.ln", "mlm_head": "mlm_head.ln", "ln_final": "ln_final"}
+_NORM_PLACES = {"projection": "projection.ln", "embed": "embed.ln", "mlm_head": "mlm_head.ln", "ln_final": "ln_final"}
 _PARENT_OF = {
     **dict.fromkeys(("q", "k", "v", "z", "result", "attn_scores", "pattern"), "attn."),
     **dict.fromkeys(("in", "pre", "pre_linear", "post"), "mlp."),

@@ -4,7 +4,7 @@ Everything that depends on where a position lies goes through the methods here, 
 one is a change to this file, to HookPoint and to attention, and to no family.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,19 +29,14 @@ class Sequence:
     mask: Bool[Tensor, "batch pos"] | None = None
     alone: bool = False
 
-    def rows(self, chosen: slice) -> "Sequence":
-        """Some of its sequences, with all positions."""
-        mask = None if self.mask is None else self.mask[chosen].clone()
-        return Sequence(len(range(self.batch)[chosen]), self.pos, mask, self.alone)
-
-    def part(self, rows: slice) -> "Sequence":
-        """Some of its sequences, copied, without positions at the end that are padding in all of them."""
+    def part(self, rows: slice, trims: bool = True) -> "Sequence":
+        """Some of its sequences, copied; if it ``trims``, without positions at the end that are padding in all of them."""
         if self.mask is None:
-            return Sequence(len(range(self.batch)[rows]), self.pos)
+            return replace(self, batch=len(range(self.batch)[rows]))
         mask = self.mask[rows]
-        pos = int(mask.any(0).nonzero().max()) + 1
+        pos = int(mask.any(0).nonzero().max()) + 1 if trims else self.pos
         mask = mask[:, :pos].clone()
-        return Sequence(len(mask), pos, None if bool(mask.all()) else mask)
+        return Sequence(len(mask), pos, None if bool(mask.all()) else mask, self.alone)
 
     @property
     def key_mask(self) -> Bool[Tensor, "batch 1 1 pos"] | None:

@@ -58,10 +58,12 @@ def direct_logit_attribution(
 
     Args:
         model: a model in eval mode.
-        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos]; or what
-            ``model.prepare`` made of any of these, as token ids with a mask or token types.
-        target: which logit of the task's head: a token id or string, a class or its name; one for all, or a list, one each.
-        position: where: a position for all, or a list, one each. By default that of the one mask token.
+        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos]. For speech
+            models: a clip, or a data set of clips, at 16 kHz. Or what ``model.prepare`` made of any of these, with a mask or
+            token types, or with a sampling rate and ``padding="independent"``, so that no clip depends on the others.
+        target: which logit of the task's head: a token (or symbol) id or string, a class or its name; one for all, or a list,
+            one each.
+        position: where: a position (or frame) for all, or a list, one each. By default that of the one mask token.
         baseline: subtract this logit: as ``target``.
         neurons: a row a neuron (``"L0N17"``) and one for ``b_out``, rather than a row an MLP.
         batch_size: how many examples run at a time.

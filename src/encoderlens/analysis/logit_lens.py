@@ -107,8 +107,9 @@ def logit_lens(model: Encoder, inputs: Any, positions: Any = None, top_k: int = 
 
     Args:
         model: a model in eval mode.
-        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos]; or what
-            ``model.prepare`` made of any of these, as token ids with a mask or token types.
+        inputs: a text, a pair or token ids [pos]; or a data set: a list of texts or pairs, or token ids [batch pos]. For speech
+            models: a clip, or a data set of clips, at 16 kHz. Or what ``model.prepare`` made of any of these, with a mask or
+            token types, or with a sampling rate and ``padding="independent"``, so that no clip depends on the others.
         positions: a position, or a list of them, in every example; a list of lists (or a tensor [example k]) for positions of
             each example's own; all by default. A head with one row a sequence takes none.
         top_k: how many outputs to keep.

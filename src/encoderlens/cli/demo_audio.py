@@ -10,7 +10,7 @@ from rich.text import Text
 
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.analysis import direct_logit_attribution, logit_lens
-from encoderlens.audio_input import AudioBatch, read_audio
+from encoderlens.audio import AudioBatch, read_audio
 from encoderlens.cli.common import open_audio_model
 from encoderlens.cli.items import surest_frame
 from encoderlens.errors import TokenizerMissingError
@@ -73,7 +73,7 @@ def _prediction(encoder: HookedAudioEncoder, batch: AudioBatch) -> Text:
 
 
 def _changes(encoder: HookedAudioEncoder, cache: ActivationCache) -> Table:
-    """The length of what attention and MLP write, over that of the stream that they read; means over frames."""
+    """The length of what attention and MLP write, over that of the stream that enters the layer; means over frames."""
     table = Table()
     for column in ("layer", "stream", "attention writes", "MLP writes"):
         table.add_column(column)

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from encoderlens.audio_input import AudioBatch, read_audio
-from encoderlens.components.heads import CTCHead
+from encoderlens.audio import AudioBatch, read_audio
 from encoderlens.errors import InputError
 from encoderlens.hooked_audio_encoder import HookedAudioEncoder
 from encoderlens.hooked_encoder import HookedEncoder
@@ -77,10 +76,11 @@ def _audio_item(model: HookedAudioEncoder, path: Path) -> Item:
 @torch.inference_mode()
 def surest_frame(model: HookedAudioEncoder, batch: AudioBatch) -> int | None:
     """The frame of a clip at which the CTC head is surest of a symbol other than the blank; None for another head."""
-    if model.task is None or not isinstance(model.heads[model.task], CTCHead):
+    blank = None if model.task is None else model.heads[model.task].blank
+    if blank is None:
         return None
     probabilities = model(batch, return_type="logits")[0].float().softmax(-1)
-    probabilities[:, cast(CTCHead, model.heads[model.task]).blank] = 0
+    probabilities[:, blank] = 0
     return int(probabilities.amax(-1).argmax())
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from encoderlens import loading
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.analysis import Result, direct_logit_attribution, logit_lens
 from encoderlens.cli.common import AsJson, Model, Task, open_audio_model, open_text_model
@@ -85,9 +86,13 @@ def _opened(
     if files:
         if pairs:
             raise InputError("--pair goes with --text")
+        if loading.modality_of(model) != "audio":
+            raise InputError(f"{model} reads text: give --text")
         audio_encoder = open_audio_model(model, task)
         return audio_encoder, audio_items(audio_encoder, files), audio_batch(audio_encoder, files)
     paired = _paired(texts or [], pairs)
+    if loading.modality_of(model) != "text":
+        raise InputError(f"{model} reads audio: give --audio")
     encoder = open_text_model(model, task)
     return encoder, text_items(encoder, paired), encoder.prepare(paired)
 

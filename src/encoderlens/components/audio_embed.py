@@ -79,7 +79,7 @@ class BatchNormConvPositions(ConvPositions):
         self.weight = nn.Parameter(torch.empty(d_model, d_model // groups, kernel))
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Float[Tensor, "batch pos d_model"]:
-        normed = F.batch_norm(x.mT, self.mean, self.var, self.w, self.b, self.training, eps=BATCH_NORM_EPS).mT
+        normed = F.batch_norm(x.mT, self.mean.detach(), self.var.detach(), self.w, self.b, self.training, eps=BATCH_NORM_EPS).mT
         return self.convolved(sequence.zeroed(normed) if sequence.alone else normed, self.weight)
 
 

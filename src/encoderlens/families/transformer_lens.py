@@ -54,10 +54,11 @@ AUDIO = (
     *(row for row in speech.encoder_rows(HF_MODEL) if not row.target.startswith("blocks.")),
     Row(f"{HF_MODEL}masked_spec_embed", "embed.mask_embed"),
 )
+IN_FRONT_AND_BEHIND = {"text": TEXT, "audio": AUDIO}
 IGNORED = ("*.attn.mask", "*.attn.IGNORE", f"{HF_MODEL}encoder.layers.*", f"{HF_MODEL}*num_batches_tracked")
 EPS = 1e-5  # what its configuration says of eps when it is left out
 
 
 def rows(modality: str, n_layers: int, n_convs: int) -> list[Row]:
     """The table of its text or its audio class, expanded over layers and convolutions."""
-    return expand((*(TEXT if modality == "text" else AUDIO), *BLOCKS), n_layers, n_convs)
+    return expand((*IN_FRONT_AND_BEHIND[modality], *BLOCKS), n_layers, n_convs)

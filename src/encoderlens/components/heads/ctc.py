@@ -27,7 +27,8 @@ class CTCHead(TokenOutputs[AudioContext]):
     per_position = True
 
     def __init__(self, d_vocab: int, blank: int, reduction: str, zero_infinity: bool, dropout: float, d_model: int) -> None:
-        self.blank, self.reduction, self.zero_infinity = blank, reduction, zero_infinity
+        self._blank = blank
+        self.reduction, self.zero_infinity = reduction, zero_infinity
         self.ctc_head = Classifier(d_model, d_vocab, dropout, rows="batch pos", outputs="d_vocab")
         super().__init__(ctc_head=self.ctc_head)
 
@@ -60,16 +61,20 @@ class CTCHead(TokenOutputs[AudioContext]):
         return F.ctc_loss(log_probs, labels[wanted], lengths, wanted.sum(-1), self.blank, self.reduction, self.zero_infinity)
 
     def check_input(self, batch: AudioContext) -> None:
-        batch.transcript([])
+        batch.transcript([], self.blank)
 
     def decode(self, logits: Tensor, batch: AudioContext) -> list[str]:
         return [
-            batch.transcript([symbol for symbol, _ in groupby(row[mask].tolist()) if symbol != self.blank])
+            batch.transcript([symbol for symbol, _ in groupby(row[mask].tolist()) if symbol != self.blank], self.blank)
             for row, mask in zip(logits.argmax(-1), batch.sequence.real, strict=True)
         ]
 
     def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
         return {"head_b": (self.ctc_head.dense, self.ctc_head.dense.bias)}
+
+    @property
+    def blank(self) -> int:
+        return self._blank
 
     @property
     def n_outputs(self) -> int:

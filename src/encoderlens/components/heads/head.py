@@ -54,11 +54,12 @@ class AudioContext(Batch):
     """What decoding needs to know of the clips behind a batch."""
 
     @abstractmethod
-    def transcript(self, ids: list[int]) -> str:
+    def transcript(self, symbols: list[int], blank: int) -> str:
         """The text of symbols, repetitions merged and blanks taken out.
 
         Raises:
             TokenizerMissingError: without a tokenizer.
+            InputError: for one with another blank.
         """
 
 
@@ -94,6 +95,11 @@ class Head(ABC, Generic[BatchKind]):
 
     def __init__(self, **modules: nn.Module) -> None:
         self.modules = modules
+
+    @property
+    def blank(self) -> int | None:
+        """The index of the logit that stands for nothing, at most positions; None if all stand for something."""
+        return None
 
     @abstractmethod
     def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Float[Tensor, "batch *logits"]:

@@ -9,21 +9,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from encoderlens.audio_input import (
-    LOUDEST,
-    AudioBatch,
-    Processing,
-    Timing,
-    as_clips,
-    as_tensor,
-    check_frame_mask,
-    check_lengths,
-    check_rate,
-    check_real,
-    joined,
-    lengths_of_sample_mask,
-    mask_of_lengths,
-)
+from encoderlens.audio.batch import AudioBatch
+from encoderlens.audio.clips import LOUDEST, as_clips, as_tensor, check_lengths, check_rate, joined
+from encoderlens.audio.masks import check_frame_mask, check_real, lengths_of_sample_mask, mask_of_lengths
+from encoderlens.audio.processor import Processing
+from encoderlens.audio.timing import Timing
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
 from encoderlens.sequence import Sequence
@@ -99,11 +89,12 @@ class AudioReader:
             raise InputError(f"frames hold NaN, infinities, or values beyond {LOUDEST:.3g}, whose squares overflow")
         real = self._frame_mask(own if mask is None else mask, len(frames), frames.shape[1])
         sequence = Sequence(len(frames), frames.shape[1], real, alone)
-        return self._batch(sequence, frames=frames.to(self.device, self.dtype))
+        return self._batch(sequence, frames=frames.to(self.device, self.dtype, copy=True))
 
     def _of_clips(self, inputs: Any, mask: Any, sampling_rate: Any, alone: bool) -> AudioBatch:
         processing, frontend = self.processing, self.frontend
         clips, single = as_clips(inputs, sampling_rate, processing.rate)
+        clips = [clip.to(self._bench) for clip in clips]
         bare = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 2
         hint = "; stereo [sample channel] goes in as [waveform], a list" if bare else ""
         check_lengths(clips, frontend, processing.rate, hint)
@@ -135,6 +126,23 @@ class AudioReader:
         check_lengths([clip[:length] for clip, length in zip(clips, lengths, strict=True)], self.frontend, self.processing.rate)
         return lengths, True
 
+    @property
+    def _bench(self) -> torch.device:
+        """Where clips are worked on, in float64: where the model is, unless Apple's GPU is, which has none."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    def prepared(self, batch: AudioBatch) -> AudioBatch:
+        """A batch that was made for this model, where it is now and as what it computes.
+
+        Raises:
+            InputError: for one that was made for another model, or another processor.
+        """
+        if (batch.processing, batch.frontend) != (self.processing, self.frontend):
+            raise InputError("this batch was prepared by another model, or before its processor changed: prepare it again")
+        if batch.frames is not None and batch.frames.shape[-1] != self.d_model:
+            raise InputError(f"this batch has frames of {batch.frames.shape[-1]}, and the model's are of {self.d_model}")
+        return batch.at(self.device, self.dtype)
+
     def of_stream(self, resid: Resid, mask: Any) -> AudioBatch:
         """What goes with a residual stream, for a run that starts inside.
 
@@ -146,8 +154,8 @@ class AudioReader:
 
     def _batch(self, sequence: Sequence, **fields: Any) -> AudioBatch:
         unset: dict[str, Any] = {"waves": None, "samples": None, "frames": None, "masked": None, "single": False}
-        times = self.timing.times(sequence.pos)
-        return AudioBatch(sequence=sequence, times=times, tokenizer=self.tokenizer, **(unset | fields))
+        made_for = {"processing": self.processing, "frontend": self.frontend, "tokenizer": self.tokenizer}
+        return AudioBatch(sequence=sequence, **made_for, **(unset | fields))
 
     def _frame_mask(self, mask: Any, batch: int, pos: int) -> Bool[Tensor, "batch pos"] | None:
         if mask is None:

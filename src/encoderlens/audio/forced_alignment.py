@@ -6,7 +6,7 @@ from itertools import groupby
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from encoderlens.audio_input import Timing
+from encoderlens.audio.timing import Timing
 from encoderlens.components.heads import frames_needed
 from encoderlens.errors import InputError
 

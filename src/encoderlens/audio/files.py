@@ -1,0 +1,33 @@
+"""Audio files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from encoderlens.audio.clips import resampled
+from encoderlens.errors import InputError
+
+
+def read_audio(path: Path | str, rate: int | None = None) -> tuple[np.ndarray, int]:
+    """An audio file (WAV, FLAC, OGG and what else libsndfile reads) as one waveform [sample], channels averaged, and its rate.
+
+    Args:
+        path: the file.
+        rate: resample to this rate; None keeps the file's.
+
+    Raises:
+        InputError: for a file that is not there, is empty, or is no audio file.
+    """
+    import soundfile
+
+    if not Path(path).is_file():
+        raise InputError(f"there is no audio file {path}")
+    try:
+        samples, found = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: of a file without a header
+        raise InputError(f"{path} cannot be read as audio: {getattr(error, 'error_string', error)}") from error
+    if not len(samples):
+        raise InputError(f"{path} holds no samples")
+    waveform = samples.mean(1)
+    return (waveform, found) if rate is None else (resampled(torch.from_numpy(waveform), found, rate, str(path)).numpy(), rate)
