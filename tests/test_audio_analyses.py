@@ -709,7 +709,7 @@ def test_positions_carry_their_time() -> None:
     times = model.frame_times(14).tolist()
     assert times[4] == 0.0925  # four hops of 20 ms, and half of the 25 ms that a frame sees
     assert lens.axes == ("stream", "pos", "rank")
-    assert lens.labels["pos"] == tuple(f"{frame} {time:.3f}s" for frame, time in enumerate(times))
+    assert lens.labels["pos"] == tuple(f"{frame} {time:.4f}s" for frame, time in enumerate(times))
     window = model.frames_of(0.06, 0.1)
     some = logit_lens(model, CLIPS[0], range(window.start, window.stop))
     assert some.labels["pos"] == lens.labels["pos"][3:5]

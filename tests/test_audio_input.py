@@ -167,11 +167,11 @@ def test_clips_that_are_read_from_a_file_and_prepared_are_run_as_they_are(model:
     batch = model.prepare([samples[:1600], OTHER], sampling_rate=rate)
     assert batch.sequence.batch == 2
     assert batch.labels == ("0", "1")
-    assert batch.position_labels[:2] == ("0 0.001s", "1 0.002s")
+    assert batch.position_labels[:2] == ("0 0.0009s", "1 0.0021s")
     for options in ({"return_type": "hidden"}, {"return_type": "logits"}, {"return_type": "predictions"}):
         ours, expected = model(batch, **options), model([samples[:1600], OTHER], **options)
         assert torch.equal(ours, expected) if isinstance(ours, torch.Tensor) else ours == expected
-    assert model.prepare(batch) is batch
+    assert torch.equal(model.prepare(batch).waves, batch.waves)
     part = batch.part(slice(1, 2))
     assert_parity(model(part)[:, :20], model(batch)[1:, :20])
 
@@ -862,3 +862,77 @@ def test_files_that_are_no_audio_are_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(0), RATE)
     with pytest.raises(InputError, match=r"silent\.wav holds no samples"):
         read_audio(tmp_path / "silent.wav")
+
+
+# Prepared batches, and the processor
+
+
+def test_a_batch_of_another_model_is_refused(model: HookedAudioEncoder) -> None:
+    other = tiny_speech("HubertForCTC", "two convolutions, layer norm, post-LN, relu")
+    for batch in (other.prepare(speech(CLUBS)), other.prepare(other.to_frames(speech(CLUBS))[0])):
+        with pytest.raises(InputError, match="prepared by another model"):
+            model(batch)
+
+
+def test_a_batch_follows_its_model_and_leaves_inference_mode() -> None:
+    model = tiny_speech()
+    with torch.inference_mode():
+        batch = model.prepare(speech(CLUBS))
+    model(batch).square().mean().backward()
+    assert model.blocks[0].attn.q.weight.grad.abs().max() > 0
+    expected = model(batch)
+    assert_parity(model.half()(batch).float(), expected, tolerance=0.05)
+
+
+def test_a_processor_that_is_changed_in_place_is_used_as_it_is() -> None:
+    model = tiny_speech()
+    clips = [speech(CLUBS), speech(CLUBS)[:9000]]
+    before, batch = model(clips), model.prepare(clips)
+    model.processor.feature_extractor.return_attention_mask = True
+    assert model.prepare(clips).sequence.mask is not None
+    assert (model(clips) - before).abs().max() > 1e-3
+    with pytest.raises(InputError, match="before its processor changed"):
+        model(batch)
+    model.processor.tokenizer = None
+    assert model.tokenizer is None
+
+
+def test_another_blank_than_the_tokenizers_is_refused_where_there_is_text() -> None:
+    model = HookedAudioEncoder.from_pretrained(
+        hf_model=tiny_hf("HubertForCTC", pad_token_id=31), processor=processor(masks=False), device="cpu"
+    )
+    for run in (lambda: model(speech(CLUBS), return_type="predictions"), lambda: model.align(speech(CLUBS), "TEN")):
+        with pytest.raises(InputError, match=r"blank is symbol 31 .* the tokenizer's is 0 \(<pad>\)"):
+            run()
+    assert model(speech(CLUBS), return_type="logits").isfinite().all()
+
+
+def test_to_frames_refuses_hooks_that_it_does_not_reach(model: HookedAudioEncoder) -> None:
+    with (
+        model.hooks([("blocks.0.hook_attn_out", lambda x, hook: None)]),
+        pytest.raises(HookUnreachableError, match="to_frames runs frontend and projection only"),
+    ):
+        model.to_frames(speech(CLUBS))
+
+
+def test_what_is_cached_is_not_the_callers_tensor() -> None:
+    model = tiny_speech()
+    frames = model.to_frames(speech(CLUBS))[0].detach()
+    _, cache = model.run_with_cache(frames)
+    kept = cache["embed"].clone()
+    frames.zero_()
+    assert torch.equal(cache["embed"], kept)
+
+
+@pytest.mark.parametrize("n_frames", [-1, "x", 1.5, True, None])
+def test_times_of_what_is_no_number_of_frames(n_frames: object) -> None:
+    with pytest.raises(InputError, match="it is a number of frames"):
+        tiny_speech().frame_times(n_frames)
+
+
+@pytest.mark.parametrize(
+    "wave", [torch.zeros(900).to_sparse(), torch.zeros(900, device="meta"), np.ma.masked_array(np.zeros(900), np.ones(900))]
+)
+def test_tensors_without_all_of_their_data(wave: object) -> None:
+    with pytest.raises(InputError, match=r"sparse|MaskedArray"):
+        tiny_speech()(wave)

@@ -481,3 +481,23 @@ def test_a_hook_that_fails_leaves_the_task() -> None:
     with model.hooks([("ctc_head.hook_out", failing)]), pytest.raises(RuntimeError, match="stop here"):
         model.align(speech(CLUBS), "TEN")
     assert model.task is None
+
+
+def test_padding_of_a_prepared_clip_is_left_out() -> None:
+    model = tiny_speech("HubertForCTC", "layer norm, pre-LN")
+    wave = torch.from_numpy(speech(CLUBS))
+    padded, mask = torch.zeros(1, len(wave) + 9000), torch.zeros(1, len(wave) + 9000)
+    padded[0, : len(wave)], mask[0, : len(wave)] = wave, 1
+    found, alone = model.align(model.prepare(padded, mask), TRANSCRIPTS[CLUBS]), model.align(wave, TRANSCRIPTS[CLUBS])
+    assert [span.frames for span in found.characters] == [span.frames for span in alone.characters]
+    assert found.log_probability == pytest.approx(alone.log_probability, rel=1e-4)
+
+
+def test_in_training_mode_nothing_is_aligned() -> None:
+    with pytest.raises(AnalysisError, match="training mode"):
+        tiny_speech().train().align(speech(CLUBS), TRANSCRIPTS[CLUBS])
+
+
+def test_special_symbols_are_no_transcript() -> None:
+    with pytest.raises(InputError, match=r"has '<s>', which the tokenizer lacks"):
+        tiny_speech().align(speech(CLUBS), "<s> TEN")
