@@ -17,7 +17,14 @@ from transformers import Wav2Vec2FeatureExtractor
 from encoderlens import HookedAudioEncoder
 from encoderlens.audio import read_audio
 from encoderlens.config import FrontendPart, ProjectionPart
-from encoderlens.errors import ConfigError, GradientError, InputError, TaskError, TokenizerMissingError
+from encoderlens.errors import (
+    ConfigError,
+    GradientError,
+    HookUnreachableError,
+    InputError,
+    TaskError,
+    TokenizerMissingError,
+)
 from tests.parity import GRADIENT, assert_parity
 from tests.speech import AMIABLE, CLUBS, DISPOSED, LAYOUTS, RATE, processor, speech, tiny_speech
 from tests.tiny import tiny_hf

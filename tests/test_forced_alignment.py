@@ -19,7 +19,7 @@ from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec
 from encoderlens import HookedAudioEncoder
 from encoderlens.audio import Timing
 from encoderlens.audio.forced_alignment import AlignedSpan, align_transcript, forced_path
-from encoderlens.errors import InputError, TaskError, TokenizerMissingError
+from encoderlens.errors import AnalysisError, InputError, TaskError, TokenizerMissingError
 from tests.speech import AMIABLE, CLUBS, DISPOSED, RATE, TRANSCRIPTS, ctc_tokenizer, processor, speech, tiny_speech
 from tests.tiny import tiny_hf, tiny_waves
 

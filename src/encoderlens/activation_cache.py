@@ -51,8 +51,8 @@ class ActivationCache(CachedRun):
         Args:
             layer: the last of them.
             incl_mid: also ``hook_resid_mid`` of the layers before it (``"0_mid"``).
-            apply_ln: up to the final stream: make each what a head reads of that one (see ``Encoder.as_final``), norms with statistics
-                of their own, for a logit lens. Up to an earlier layer: ``apply_ln_to_stack``.
+            apply_ln: up to the final stream: make each what a head reads of that one (see ``Encoder.as_final``), norms with
+                statistics of their own, for a logit lens. Up to an earlier layer: ``apply_ln_to_stack``.
             pos_slice: positions.
             mlp_input: also ``hook_resid_mid`` of ``layer``.
             return_labels: also return the labels.
