@@ -208,22 +208,54 @@ def test_what_the_weights_start_as() -> None:
     assert torch.equal(torch.stack([normed.w, normed.b, normed.mean, normed.var])[:, 0], torch.tensor([1.0, 0.0, 0.0, 1.0]))
 
 
+# Of each value another than the default, and no two alike.
+UNUSUAL: dict[str, Any] = {
+    "hidden_dropout": 0.11,
+    "attention_dropout": 0.12,
+    "activation_dropout": 0.13,
+    "feat_proj_dropout": 0.14,
+    "final_dropout": 0.15,
+    "layerdrop": 0.16,
+    "mask_time_prob": 0.17,
+    "mask_time_length": 5,
+    "mask_time_min_masks": 4,
+    "mask_feature_prob": 0.18,
+    "mask_feature_length": 7,
+    "mask_feature_min_masks": 3,
+    "initializer_range": 0.03,
+    "ctc_loss_reduction": "mean",
+    "ctc_zero_infinity": True,
+    "pad_token_id": 6,
+    "layer_norm_eps": 2e-5,
+    "id2label": dict(enumerate("abcde")),
+    "label2id": {label: index for index, label in enumerate("abcde")},
+}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS | HUBERT_LAYOUTS)
 @pytest.mark.parametrize("hf_class", ["HubertForCTC", "HubertForSequenceClassification"])
 def test_a_model_from_an_encoder_configuration_runs_and_goes_to_hugging_face(hf_class: str, layout: str) -> None:
-    cfg = tiny_speech(hf_class, layout).cfg.encoder
+    hf_model = tiny_hf(hf_class, **((LAYOUTS | HUBERT_LAYOUTS)[layout] | UNUSUAL))
+    cfg = HookedAudioEncoder.from_pretrained(hf_model=hf_model, device="cpu").cfg.encoder
+    torch.manual_seed(0)
     model = HookedAudioEncoder(cfg, device="cpu").eval()
     assert model.processing.masks is (cfg.frontend.norm == "layer")
     assert model.cfg.encoder == cfg
-    batch = model.prepare([clip.numpy() for clip in snippets()[:1]])
     back = model.to_hf()
     assert type(back).__name__ == hf_class
+    of_heads = {"HubertForCTC": ("ctc_", "pad_", "final_"), "HubertForSequenceClassification": ("id2label", "label2id")}[
+        hf_class
+    ]
+    others = {prefix for prefix in ("ctc_", "pad_", "final_", "id2label", "label2id") if prefix not in of_heads}
+    for key, value in UNUSUAL.items():
+        if not key.startswith(tuple(others)):
+            assert getattr(back.config, key) == value, key
+    batch = model.prepare(snippets()[:1])
     with torch.no_grad():
         assert_parity(model(batch, return_type="logits"), back(batch.waves).logits)
     again = HookedAudioEncoder.from_pretrained(hf_model=back, device="cpu")
     assert_same_parameters(again, model)
-    for name in ("frontend", "projection", "positions", "attention", "block", "heads", "layerdrop"):
-        assert getattr(again.cfg.encoder, name) == getattr(cfg, name), name
+    assert again.cfg.encoder == cfg
 
 
 def test_a_model_without_a_mask_vector() -> None:

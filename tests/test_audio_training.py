@@ -180,10 +180,11 @@ def test_nothing_is_masked(values: dict[str, Any]) -> None:
 
 
 def test_without_the_vector_no_frame_is_masked_but_channels_are() -> None:
-    hf_model = tiny_hf("HubertModel", **(NONE | {"apply_spec_augment": True, "mask_time_prob": 0.9, "mask_feature_prob": 0.4}))
+    hf_model = tiny_hf("HubertModel", **(NONE | {"apply_spec_augment": True, "mask_time_prob": 0.9, "mask_feature_prob": 0.9}))
     del hf_model.masked_spec_embed
     model = HookedAudioEncoder.from_pretrained(hf_model=hf_model, device="cpu")
     plain = embedded(model)
+    torch.manual_seed(0)
     found = embedded(model.train())
     assert ((found == plain) | (found == 0)).all()
     zeroed = ~found[0].any(0)

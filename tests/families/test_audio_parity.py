@@ -14,7 +14,7 @@ from encoderlens import HookedAudioEncoder
 from encoderlens.errors import InputError
 from encoderlens.families import REGISTRY
 from tests.parity import assert_gradient_parity, assert_parity, gradients, gradients_under_hf_names
-from tests.speech import CLASSES, HUBERT_LAYOUTS, LAID_OUT, LAYOUTS, layouts_of, snippets
+from tests.speech import AMIABLE, CLASSES, CLUBS, DISPOSED, HUBERT_LAYOUTS, LAID_OUT, LAYOUTS, layouts_of, snippets, speech
 from tests.tiny import tiny_hf
 
 # What processors do: (padding is masked, clips are normalised). The first two are those of real checkpoints.
@@ -105,6 +105,35 @@ def test_forward(case: Case) -> None:
     real = real if model.heads[model.task].per_position else None
     assert_parity(out, expected, real)
     assert_parity(model(snippets(), return_type="logits"), expected, real)
+
+
+# The convolutions of every real checkpoint, narrow: stride 320, receptive field 400.
+GEOMETRY: dict[str, Any] = {
+    "conv_dim": (8,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 8,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("hf_class", BASES)
+def test_whole_clips_through_convolutions_like_those_of_real_checkpoints(hf_class: str, norm: str) -> None:
+    hf_model = tiny_hf(hf_class, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer", **GEOMETRY)
+    model = HookedAudioEncoder.from_pretrained(hf_model=hf_model, device="cpu")
+    arrays = [speech(path) for path in (DISPOSED, AMIABLE, CLUBS)]
+    clips = [torch.from_numpy(array) for array in arrays]
+    lengths = model.frame_lengths([len(clip) for clip in clips]).tolist()
+    theirs = hf_model(**model.processor(arrays, sampling_rate=16_000, padding=True, return_tensors="pt")).last_hidden_state
+    real = model.prepare(clips).sequence.real
+    assert real.sum(1).tolist() == (lengths if norm == "layer" else [max(lengths)] * 3)
+    assert_parity(model(clips), theirs, real)
+    alone = model(clips, padding="independent")
+    for row, array in enumerate(arrays):
+        inputs = model.processor(array, sampling_rate=16_000, return_tensors="pt")
+        assert_parity(alone[row : row + 1, : lengths[row]], hf_model(**inputs).last_hidden_state)
 
 
 # Losses and gradients
