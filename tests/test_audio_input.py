@@ -918,7 +918,7 @@ def test_another_blank_than_the_tokenizers_is_refused_where_there_is_text() -> N
 def test_to_frames_refuses_hooks_that_it_does_not_reach(model: HookedAudioEncoder) -> None:
     with (
         model.hooks([("blocks.0.hook_attn_out", lambda x, hook: None)]),
-        pytest.raises(HookUnreachableError, match="to_frames runs frontend and projection only"),
+        pytest.raises(HookUnreachableError, match="to_frames runs the front end and the projection"),
     ):
         model.to_frames(speech(CLUBS))
 
