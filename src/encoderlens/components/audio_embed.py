@@ -56,7 +56,7 @@ class WeightNormConvPositions(ConvPositions):
     @property
     def weight(self) -> Float[Tensor, "d_model group kernel"]:
         """The convolution's weight, ``g v / |v|`` for each tap."""
-        return self.v * (self.g / torch.linalg.vector_norm(self.v, dim=(0, 1), keepdim=True))
+        return torch._weight_norm(self.v, self.g, 2)  # pyright: ignore[reportPrivateImportUsage]  (one pass, not three)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Float[Tensor, "batch pos d_model"]:
         return self.convolved(x, self.weight)
