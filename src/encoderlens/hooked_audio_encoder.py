@@ -167,7 +167,7 @@ class HookedAudioEncoder(PretrainedEncoder):
     def hubert_model(self) -> Any:
         """A Hugging Face HubertModel or Wav2Vec2Model of which every parameter is this model's own, made at each access.
 
-        What moves or casts this model does not move the other: ask for it again.
+        Moving or casting one of the two moves the other. For a vector for masked frames that this model lacks, zeros stand in.
         """
         return conversion.hf_base_model(self)
 
