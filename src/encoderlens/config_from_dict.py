@@ -110,14 +110,7 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         ConfigError: for a missing or unknown field, ``attention_dir="causal"``, or a field that asks for something that this
             encoder does not have.
     """
-    _refuse_unknown(values)
-    missing = [name for name in ("d_model", "n_layers", "n_ctx", "d_vocab") if name not in values]
-    if missing:
-        raise ConfigError(f"the configuration lacks {', '.join(missing)}")
-    _check_whole(values)
-    d_model = values["d_model"]
-    n_heads, d_head = _heads(values, d_model)
-    _check_scale(values, d_head)
+    d_model, n_heads, d_head = _checked(values, ("d_model", "n_layers", "n_ctx", "d_vocab"))
     if values.get("d_vocab_out", -1) not in (-1, values["d_vocab"]):
         raise ConfigError("d_vocab_out differs from d_vocab: the masked-LM head scores the word pieces of the embedding")
     act_fn = values.get("act_fn", "gelu")
@@ -164,14 +157,7 @@ def audio_request_from_dict(values: dict[str, Any]) -> ModelRequest:
     """
     shape = {name: values.get(name, default) for name, default in _FRONTEND.items()}
     common = {name: value for name, value in values.items() if name not in (*_FRONTEND, "n_ctx", "d_vocab", "d_vocab_out")}
-    _refuse_unknown(common)
-    missing = [name for name in ("d_model", "n_layers") if name not in values]
-    if missing:
-        raise ConfigError(f"the configuration lacks {', '.join(missing)}")
-    _check_whole(common)
-    d_model = values["d_model"]
-    n_heads, d_head = _heads(values, d_model)
-    _check_scale(values, d_head)
+    d_model, n_heads, d_head = _checked(common, ("d_model", "n_layers"))
     eps, channels = values.get("eps", 1e-5), tuple(shape["conv_dim"])
     encoder = EncoderConfig(
         family="hubert",
@@ -198,16 +184,20 @@ def _request(encoder: EncoderConfig, values: dict[str, Any]) -> ModelRequest:
     return ModelRequest(encoder, values.get("device"), dtype, values.get("seed"), values.get("tokenizer_name"), flags)
 
 
-def _check_whole(values: dict[str, Any]) -> None:
+def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, int, int]:
+    """``d_model``, ``n_heads`` and ``d_head``, of fields that are known, there, and of the right kind."""
+    _refuse_unknown(values)
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ConfigError(f"the configuration lacks {', '.join(missing)}")
     for name in _WHOLE:
         if not isinstance(values.get(name, 1), int):
             raise ConfigError(f"{name} is {values[name]!r}; it must be a positive whole number")
-
-
-def _check_scale(values: dict[str, Any], d_head: int) -> None:
+    n_heads, d_head = _heads(values, values["d_model"])
     attn_scale = values.get("attn_scale", -1.0)
     if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
         raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
+    return values["d_model"], n_heads, d_head
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def hf_base_model(model: Encoder) -> Any:
 
 
 def to_hf(model: Encoder) -> Any:
-    """See ``HookedEncoder.to_hf``."""
+    """See ``PretrainedEncoder.to_hf``."""
     import transformers
 
     encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]

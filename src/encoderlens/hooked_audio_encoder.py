@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import isfinite
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -30,8 +30,6 @@ from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
-
-Padding = Literal["batch", "independent"]
 
 
 class HookedAudioEncoder(PretrainedEncoder):

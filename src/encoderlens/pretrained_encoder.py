@@ -1,7 +1,7 @@
 """PretrainedEncoder: making hooked encoders from configurations, checkpoints and Hugging Face models, and giving these back."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,6 @@ from encoderlens.config_from_dict import ModelRequest
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, InputError
 from encoderlens.slices import Slice
-
-AnyPretrained = TypeVar("AnyPretrained", bound="PretrainedEncoder")
 
 
 class PretrainedEncoder(Encoder):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from encoderlens.audio.processor import Processing, require_ctc_tokenizer, text_of
+from encoderlens.audio.processor import Processing, require_ctc_tokenizer, text_of, timing_of
 from encoderlens.audio.timing import Timing
 from encoderlens.components.heads import AudioContext
 from encoderlens.config import FrontendPart
@@ -44,7 +44,7 @@ class AudioBatch(AudioContext):
     @property
     def timing(self) -> Timing:
         """Where frames lie in time."""
-        return Timing(self.processing.rate, self.frontend.stride, self.frontend.receptive_field)
+        return timing_of(self.processing, self.frontend)
 
     @property
     def times(self) -> Float[Tensor, " pos"]:

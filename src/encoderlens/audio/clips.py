@@ -129,6 +129,11 @@ def _peak(clip: Clip) -> float:
 
 
 def resampled(clip: Clip, sampling_rate: Any, rate: int, where: str) -> Float[Tensor, " resampled"]:
+    """A clip at another rate; as it is, if it has that rate.
+
+    Raises:
+        GradientError: for a clip with gradients, which resampling would cut.
+    """
     if sampling_rate == rate:
         return clip
     if clip.requires_grad:
@@ -138,8 +143,8 @@ def resampled(clip: Clip, sampling_rate: Any, rate: int, where: str) -> Float[Te
         )
     import soxr
 
-    resampled = soxr.resample(clip.cpu().numpy(), float(sampling_rate), float(rate))
-    return torch.from_numpy(resampled).to(clip.device)
+    samples = soxr.resample(clip.cpu().numpy(), float(sampling_rate), float(rate))
+    return torch.from_numpy(samples).to(clip.device)
 
 
 def check_lengths(clips: Clips, frontend: FrontendPart, rate: int, hint: str = "") -> None:
@@ -203,6 +208,7 @@ def _check_peaks(clips: Clips, dtype: torch.dtype) -> None:
 
 
 def described(value: Any) -> str:
+    """What a value is, for messages."""
     if isinstance(value, Tensor | np.ndarray):
         return f"a {type(value).__name__} of shape {list(value.shape)} and dtype {str(value.dtype).removeprefix('torch.')}"
     return f"a {type(value).__name__}"

@@ -25,8 +25,10 @@ def read_audio(path: Path | str, rate: int | None = None) -> tuple[np.ndarray, i
         raise InputError(f"there is no audio file {path}")
     try:
         samples, found = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: of a file without a header
-        raise InputError(f"{path} cannot be read as audio: {getattr(error, 'error_string', error)}") from error
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{path} cannot be read as audio: {error.error_string}") from error
+    except TypeError as error:  # of a file without a header
+        raise InputError(f"{path} cannot be read as audio: {error}") from error
     if not len(samples):
         raise InputError(f"{path} holds no samples")
     waveform = samples.mean(1)

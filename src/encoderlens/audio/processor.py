@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from encoderlens.audio.timing import Timing
 from encoderlens.config import FrontendPart
 from encoderlens.errors import ConfigError, InputError, TokenizerMissingError
 
@@ -43,6 +44,11 @@ def processing_of(processor: Any) -> Processing:
     return Processing(
         int(extractor.sampling_rate), extractor.do_normalize, extractor.return_attention_mask, extractor.padding_value
     )
+
+
+def timing_of(processing: Processing, frontend: FrontendPart) -> Timing:
+    """Where the frames of a front end lie in time, at a processor's rate."""
+    return Timing(processing.rate, frontend.stride, frontend.receptive_field)
 
 
 def default_processor(frontend: FrontendPart) -> Any:
@@ -89,17 +95,22 @@ def text_of(tokenizer: Any, symbols: list[int]) -> str:
     return tokenizer.decode(symbols, **({"group_tokens": False} if merges else {}))
 
 
+def _of_characters(tokenizer: Any) -> Any:
+    """A tokenizer, if it is one of characters."""
+    from transformers import Wav2Vec2CTCTokenizer
+
+    if not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
+        raise InputError(f"align reads transcripts with a Wav2Vec2CTCTokenizer, not a {type(tokenizer).__name__}")
+    return tokenizer
+
+
 def target_of(tokenizer: Any, transcript: Any) -> list[tuple[str, int]]:
     """The symbols of a transcript, each with its id; the delimiter between words as a space.
 
     Raises:
         InputError: for an empty transcript, characters that the tokenizer lacks, or a tokenizer that is not one of characters.
     """
-    from transformers import Wav2Vec2CTCTokenizer
-
-    characters: Any = Wav2Vec2CTCTokenizer
-    if not isinstance(tokenizer, characters):
-        raise InputError(f"align reads transcripts with a Wav2Vec2CTCTokenizer, not a {type(tokenizer).__name__}")
+    tokenizer = _of_characters(tokenizer)
     if not isinstance(transcript, str) or not transcript.split():
         raise InputError(f"the transcript is {transcript!r}; give what is said in the clip")
     tokens = tokenizer.tokenize(" ".join(transcript.split()))

@@ -12,7 +12,7 @@ from torch import Tensor
 from encoderlens.audio.batch import AudioBatch
 from encoderlens.audio.clips import LOUDEST, as_clips, as_tensor, check_lengths, check_rate, joined
 from encoderlens.audio.masks import check_frame_mask, check_real, lengths_of_sample_mask, mask_of_lengths
-from encoderlens.audio.processor import Processing
+from encoderlens.audio.processor import Processing, timing_of
 from encoderlens.audio.timing import Timing
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
@@ -42,7 +42,7 @@ class AudioReader:
     @property
     def timing(self) -> Timing:
         """Where frames lie in time."""
-        return Timing(self.processing.rate, self.frontend.stride, self.frontend.receptive_field)
+        return timing_of(self.processing, self.frontend)
 
     def batch(
         self,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from encoderlens.audio import AudioBatch, read_audio
@@ -53,17 +54,20 @@ def mask_positions(model: HookedEncoder, text: Any) -> list[int] | None:
     return (tokens == model.tokenizer.mask_token_id).nonzero().flatten().tolist() or None
 
 
-def audio_items(model: HookedAudioEncoder, files: list[Path]) -> list[Item]:
-    """Audio files, at the model's rate; lens and attribution look at the frame of the surest symbol.
+def audio_items(model: HookedAudioEncoder, files: list[Path]) -> tuple[list[Item], AudioBatch]:
+    """Audio files, at the model's rate, and all of them as one batch in which each gets what it would get alone. Lens and
+    attribution look at the frame of the surest symbol.
 
     Raises:
         InputError: for a file that cannot be read, or a clip that is too short.
     """
-    return [_audio_item(model, path) for path in files]
+    rate = model.processing.rate
+    clips = [read_audio(path, rate)[0] for path in files]
+    items = [_audio_item(model, path, samples, rate) for path, samples in zip(files, clips, strict=True)]
+    return items, model.prepare(clips, None, rate, padding="independent")
 
 
-def _audio_item(model: HookedAudioEncoder, path: Path) -> Item:
-    samples, rate = read_audio(path, model.processing.rate)
+def _audio_item(model: HookedAudioEncoder, path: Path, samples: np.ndarray, rate: int) -> Item:
     try:
         batch = model.prepare(samples, None, rate)
     except InputError as error:
@@ -82,10 +86,3 @@ def surest_frame(model: HookedAudioEncoder, batch: AudioBatch) -> int | None:
     probabilities = model(batch, return_type="logits")[0].float().softmax(-1)
     probabilities[:, blank] = 0
     return int(probabilities.amax(-1).argmax())
-
-
-def audio_batch(model: HookedAudioEncoder, files: list[Path]) -> AudioBatch:
-    """All clips as one batch, each of which gets what it would get alone."""
-    rate = model.processing.rate
-    clips = [torch.from_numpy(read_audio(path, rate)[0]) for path in files]
-    return model.prepare(clips, None, rate, padding="independent")

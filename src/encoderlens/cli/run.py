@@ -13,7 +13,7 @@ from encoderlens import loading
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.analysis import Result, direct_logit_attribution, logit_lens
 from encoderlens.cli.common import AsJson, Model, Task, open_audio_model, open_text_model
-from encoderlens.cli.items import Item, audio_batch, audio_items, text_items
+from encoderlens.cli.items import Item, audio_items, text_items
 from encoderlens.errors import InputError
 from encoderlens.pretrained_encoder import PretrainedEncoder
 
@@ -89,7 +89,7 @@ def _opened(
         if loading.modality_of(model) != "audio":
             raise InputError(f"{model} reads text: give --text")
         audio_encoder = open_audio_model(model, task)
-        return audio_encoder, audio_items(audio_encoder, files), audio_batch(audio_encoder, files)
+        return audio_encoder, *audio_items(audio_encoder, files)
     paired = _paired(texts or [], pairs)
     if loading.modality_of(model) != "text":
         raise InputError(f"{model} reads audio: give --audio")

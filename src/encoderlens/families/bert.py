@@ -19,7 +19,7 @@ from encoderlens.config import (
     TokenClassificationPart,
 )
 from encoderlens.errors import ConfigError
-from encoderlens.families.family import ConfigReader, Family
+from encoderlens.families.family import ConfigReader, Family, label_values
 from encoderlens.weights import Row, linear, norm
 
 LAYER = "bert.encoder.layer.{l}"
@@ -59,9 +59,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
     reader.require(is_decoder=False, add_cross_attention=False, is_encoder_decoder=False, position_embedding_type="absolute")
     reader.ignore("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
     reader.ignore("pooler_size_per_head", "pooler_type")
-    d_model, n_heads = reader.read("hidden_size"), reader.read("num_attention_heads")
-    if n_heads < 1 or d_model % n_heads:
-        raise ConfigError(f"hidden_size={d_model} is not a multiple of num_attention_heads={n_heads}")
+    d_model, n_heads = reader.width_and_heads()
     dropout = reader.read("hidden_dropout_prob")
     act_fn = reader.read("hidden_act")
     cfg = EncoderConfig(
@@ -128,8 +126,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
         if isinstance(head, MaskedLMPart):
             values["tie_word_embeddings"] = head.tied
         if isinstance(head, SequenceClassificationPart | TokenClassificationPart):
-            values["id2label"] = dict(enumerate(head.labels))
-            values["label2id"] = {label: index for index, label in enumerate(head.labels)}
+            values |= label_values(head.labels)
             if head.dropout != cfg.embed.dropout:
                 values["classifier_dropout"] = head.dropout
         if isinstance(head, SequenceClassificationPart):

@@ -64,6 +64,13 @@ class ConfigReader:
         """Keys that do not change what the encoder computes."""
         self._seen.update(keys)
 
+    def width_and_heads(self) -> tuple[int, int]:
+        """``hidden_size`` and ``num_attention_heads``, of which the first is a multiple."""
+        d_model, n_heads = self.read("hidden_size"), self.read("num_attention_heads")
+        if n_heads < 1 or d_model % n_heads:
+            raise ConfigError(f"hidden_size={d_model} is not a multiple of num_attention_heads={n_heads}")
+        return d_model, n_heads
+
     def labels(self) -> tuple[str, ...]:
         """The class names, in the order of their ids."""
         id2label = {int(key): label for key, label in self.read("id2label").items()}
@@ -153,6 +160,11 @@ class Family:
                 f"{where} names no architectures, and its weights fit several classes; add one of {', '.join(self.classes)}"
             )
         return fitting[0]
+
+
+def label_values(labels: tuple[str, ...]) -> dict[str, Any]:
+    """The Hugging Face configuration's values for class names."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
 def parts_of(cfg: EncoderConfig) -> list[str]:

@@ -20,7 +20,7 @@ from encoderlens.config import (
     SpecAugment,
 )
 from encoderlens.errors import ConfigError
-from encoderlens.families.family import ConfigReader
+from encoderlens.families.family import ConfigReader, label_values
 from encoderlens.weights import Row, linear, norm
 
 
@@ -99,9 +99,7 @@ def read_config(
     """
     reader.ignore("num_feat_extract_layers", "output_hidden_size", "tie_word_embeddings", *LEFT_OVER, *OBJECTIVE)
     reader.require(add_adapter=False, adapter_attn_dim=None)
-    d_model, n_heads = reader.read("hidden_size"), reader.read("num_attention_heads")
-    if n_heads < 1 or d_model % n_heads:
-        raise ConfigError(f"hidden_size={d_model} is not a multiple of num_attention_heads={n_heads}")
+    d_model, n_heads = reader.width_and_heads()
     eps, dropout, act_fn = reader.read("layer_norm_eps"), reader.read("hidden_dropout"), reader.read("feat_extract_activation")
     frontend = _frontend(reader, act_fn)
     stable = reader.read("do_stable_layer_norm")
@@ -224,7 +222,5 @@ def _head_values(head: HeadPart) -> dict[str, Any]:
         return {
             "classifier_proj_size": head.d_pooled,
             "use_weighted_layer_sum": head.n_summed is not None,
-            "id2label": dict(enumerate(head.labels)),
-            "label2id": {label: index for index, label in enumerate(head.labels)},
-        }
+        } | label_values(head.labels)
     raise ConfigError(f"Hugging Face's speech encoders have no {head.task} head")
