@@ -1,4 +1,8 @@
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -7,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from transformers import AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from tests.checkpoints import save_tiny
 from tests.tiny import TOKENIZER, tiny_hf
 
 torch.set_num_threads(1)
@@ -53,3 +58,23 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """A tiny model of each class and the folder it is saved to, which no test may change."""
+    made: dict[str, tuple[Any, Path]] = {}
+
+    def get(hf_class: str) -> tuple[Any, Path]:
+        if hf_class not in made:
+            folder = tmp_path_factory.mktemp(hf_class)
+            made[hf_class] = save_tiny(hf_class, folder), folder
+        return made[hf_class]
+
+    return get
+
+
+@pytest.fixture
+def folder_of(saved: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> Callable[[str], Path]:
+    """A folder of one's own, with a tiny model of a class."""
+    return lambda hf_class: shutil.copytree(saved(hf_class)[1], tmp_path / hf_class)

@@ -37,26 +37,6 @@ def load(source: Any, **options: Any) -> HookedAudioEncoder:
     return HookedAudioEncoder.from_pretrained(hf_model=source, device="cpu", **options)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """A tiny model of each class and the folder it is saved to, which no test may change."""
-    made: dict[str, tuple[Any, Path]] = {}
-
-    def get(hf_class: str) -> tuple[Any, Path]:
-        if hf_class not in made:
-            folder = tmp_path_factory.mktemp(hf_class)
-            made[hf_class] = save_tiny(hf_class, folder), folder
-        return made[hf_class]
-
-    return get
-
-
-@pytest.fixture
-def folder_of(saved: Saved, tmp_path: Path) -> FolderOf:
-    """A folder of one's own."""
-    return lambda hf_class: shutil.copytree(saved(hf_class)[1], tmp_path / hf_class)
-
-
 # What loads
 
 

@@ -53,29 +53,10 @@ def load(source: Any, **options: Any) -> HookedEncoder:
     return HookedEncoder.from_pretrained(hf_model=source, device="cpu", **options)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
-    """A tiny model of each class and the folder it is saved to, which no test may change."""
-    made: dict[str, tuple[Any, Path]] = {}
-
-    def get(hf_class: str) -> tuple[Any, Path]:
-        if hf_class not in made:
-            folder = tmp_path_factory.mktemp(hf_class)
-            made[hf_class] = save_tiny(hf_class, folder), folder
-        return made[hf_class]
-
-    return get
-
-
 @pytest.fixture
 def folder(saved: Callable, tmp_path: Path) -> Path:
     """A BertForPreTraining folder of one's own."""
     return shutil.copytree(saved("BertForPreTraining")[1], tmp_path / "checkpoint")
-
-
-@pytest.fixture
-def folder_of(saved: Callable, tmp_path: Path) -> Callable[[str], Path]:
-    return lambda hf_class: shutil.copytree(saved(hf_class)[1], tmp_path / hf_class)
 
 
 # What loads
