@@ -126,10 +126,14 @@ def test_positional_convolution(kernel: int) -> None:
     assert_parity(ours(x, Sequence(2, 11)), theirs(x))
 
 
+def layer_norm() -> nn.Module:
+    return build(LayerNormPart(1e-5), {"d_model": D_MODEL, "width": "d_model", "rows": "batch pos"})
+
+
 @pytest.mark.parametrize("normed", [True, False])
 def test_padded_frames_are_zeroed_before_the_positional_convolution(normed: bool) -> None:
     _, conv = positions(config(num_conv_pos_embeddings=8))
-    context = {"d_model": D_MODEL, "pos_embed": conv, "norm": lambda: build(LayerNormPart(1e-5), {"d_model": D_MODEL})}
+    context = {"d_model": D_MODEL, "pos_embed": conv, "norm": layer_norm}
     embed = shaken(build(AudioEmbedPart(normed=normed), context))
     frames = torch.randn(2, 10, D_MODEL)
     mask = torch.ones(2, 10, dtype=torch.bool)
@@ -144,7 +148,7 @@ def test_padded_frames_are_zeroed_before_the_positional_convolution(normed: bool
 
 def test_masked_frames_get_the_mask_vector() -> None:
     _, conv = positions(config(num_conv_pos_embeddings=4))
-    context = {"d_model": D_MODEL, "pos_embed": conv, "norm": lambda: build(LayerNormPart(1e-5), {"d_model": D_MODEL})}
+    context = {"d_model": D_MODEL, "pos_embed": conv, "norm": layer_norm}
     embed = shaken(build(AudioEmbedPart(normed=False), context))
     frames, masked = torch.randn(2, 7, D_MODEL), torch.zeros(2, 7, dtype=torch.bool)
     masked[0, 2:4] = True

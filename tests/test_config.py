@@ -168,7 +168,7 @@ def test_tokenizer_name_that_leads_nowhere():
         ({"d_head": -1}, r"lacks d_head \(or n_heads\)"),
         ({"d_head": 0}, "d_model=24 is not a multiple of d_head=0"),
         ({"n_layers": True}, "n_layers is True; it must be a positive whole number"),
-        ({"n_token_types": 0}, "n_token_types is 0; it must be a positive whole number"),
+        ({"n_token_types": -1}, "n_token_types is -1; it must be a positive whole number"),
         ({"eps": -1.0}, r"eps is -1\.0; it must be a number, not below zero"),
         ({"eps": "x"}, "eps is 'x'; it must be a number"),
         ({"initializer_range": -2.0}, r"initializer_range is -2\.0; it must be a number"),

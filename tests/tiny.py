@@ -1,5 +1,6 @@
 """Tiny Hugging Face models: odd sizes, LayerNorm weights away from one, every bias non-zero."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,92 @@ SPEECH: dict[str, Any] = {
     "classifier_proj_size": 17,
     "num_labels": 5,
 }
+# Of encoders with BERT's names, but for token types.
+TEXT: dict[str, Any] = {
+    "hidden_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "intermediate_size": 52,
+    "vocab_size": N_VOCAB,
+    "max_position_embeddings": 37,
+    "num_labels": 3,
+}
 # One entry a family, by model_type: sizes that no two axes share.
 TINY: dict[str, dict[str, Any]] = {
-    "bert": {
-        "hidden_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 5,
-        "intermediate_size": 52,
+    "bert": TEXT | {"type_vocab_size": 2},
+    "roberta": TEXT | {"type_vocab_size": 1},
+    "xlm-roberta": TEXT | {"type_vocab_size": 1},
+    "camembert": TEXT | {"type_vocab_size": 1},
+    "distilbert": {
+        "dim": 40,
+        "n_layers": 3,
+        "n_heads": 5,
+        "hidden_dim": 52,
         "vocab_size": N_VOCAB,
         "max_position_embeddings": 37,
-        "type_vocab_size": 2,
         "num_labels": 3,
     },
+    "electra": TEXT | {"type_vocab_size": 2, "embedding_size": 24},
+    "albert": TEXT | {"type_vocab_size": 2, "embedding_size": 24},
+    "mpnet": TEXT,
+    "ernie": TEXT | {"type_vocab_size": 2, "use_task_id": True},
+    "megatron-bert": TEXT | {"type_vocab_size": 2},
+    "roberta-prelayernorm": TEXT | {"type_vocab_size": 1},
     "hubert": SPEECH,
     "wav2vec2": SPEECH | {"num_codevectors_per_group": 13, "codevector_dim": 8, "proj_codevector_dim": 6},
 }
+
+# What else a family can be asked for, by model_type: other sizes, activations and eps, and its own options.
+SILU = {"tie_word_embeddings": False, "hidden_act": "silu", "layer_norm_eps": 1e-3, "num_hidden_layers": 2}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "bert": {
+        "one token type, relu": {"type_vocab_size": 1, "hidden_act": "relu", "layer_norm_eps": 1e-5, "num_hidden_layers": 2},
+        "three token types, gelu_new": {
+            "type_vocab_size": 3,
+            "hidden_act": "gelu_new",
+            "hidden_size": 42,
+            "num_attention_heads": 7,
+        },
+        "untied, silu, one head": {
+            "tie_word_embeddings": False,
+            "hidden_act": "silu",
+            "num_attention_heads": 1,
+            "intermediate_size": 19,
+            "layer_norm_eps": 1e-3,
+        },
+    },
+    "roberta": {"untied, silu": SILU, "another padding token, two token types": {"pad_token_id": 4, "type_vocab_size": 2}},
+    "xlm-roberta": {"untied, silu": SILU},
+    "camembert": {"untied, silu": SILU},
+    "distilbert": {
+        "sinusoidal": {"sinusoidal_pos_embds": True},
+        "untied, relu": {"tie_word_embeddings": False, "activation": "relu", "n_layers": 2},
+    },
+    "electra": {"untied, silu": SILU, "embeddings as wide as the stream": {"embedding_size": 40}},
+    "albert": {
+        "untied, silu": SILU,
+        "two groups": {"num_hidden_layers": 5, "num_hidden_groups": 2},
+        "two inner layers": {"num_hidden_layers": 2, "inner_group_num": 2},
+        "two groups of two inner layers, wide embeddings": {
+            "num_hidden_layers": 3,
+            "num_hidden_groups": 2,
+            "inner_group_num": 2,
+            "embedding_size": 40,
+        },
+    },
+    "mpnet": {"untied, silu": SILU, "far apart": {"max_position_embeddings": 300}},
+    "ernie": {"untied, silu": SILU, "no task types": {"use_task_id": False}},
+    "megatron-bert": {"untied, silu": SILU},
+    "roberta-prelayernorm": {"untied, silu": SILU},
+}
+TWO_OUTPUTS = ("ForQuestionAnswering", "AlbertForPreTraining")  # of which Hugging Face makes as many as there are labels
 
 
 def tiny_hf(hf_class: str, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model of a Hugging Face class in eval mode, attention "eager", trained-like random weights."""
     cls = getattr(transformers, hf_class)
     model_type = cls.config_class.model_type
-    two_labels = {"num_labels": 2} if hf_class.endswith("ForQuestionAnswering") else {}  # start and end
+    two_labels = {"num_labels": 2} if hf_class.endswith(TWO_OUTPUTS) else {}
     config = cls.config_class(**(TINY[model_type] | two_labels | overrides))
     config._attn_implementation = "eager"
     model = cls(config).eval()
@@ -57,23 +122,23 @@ def tiny_hf(hf_class: str, seed: int = 0, **overrides: Any) -> Any:
     return model
 
 
-GAINS = ("LayerNorm.weight", "layer_norm.weight", "batch_norm.weight", "weight.original0")
+GAINS = re.compile(r"(norm|ln)\.weight$|weight\.original0$", re.IGNORECASE)
 
 
 def _trained_like(name: str, noise: torch.Tensor) -> torch.Tensor:
     """What a parameter, or a running statistic, of this name could look like."""
     if name.endswith("running_var"):
         return 1 + 0.5 * noise.abs()
-    if name.endswith(GAINS):
+    if GAINS.search(name):
         return 1 + 0.3 * noise
     return noise * (0.25 if noise.ndim > 1 else 0.3)
 
 
 def tiny_batch(vocab: int = N_VOCAB, n_types: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Tokens, types and mask [3 11]; two of the three sequences are padded."""
+    """Tokens, types and mask [3 11]; two of the three sequences are padded. Types are 0 for a model without any."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, vocab, (3, 11), generator=generator)
-    types = torch.randint(0, n_types, (3, 11), generator=generator)
+    types = torch.randint(0, max(n_types, 1), (3, 11), generator=generator)
     mask = torch.ones(3, 11, dtype=torch.long)
     mask[1, 7:] = 0
     mask[2, 4:] = 0

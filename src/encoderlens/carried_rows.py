@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from encoderlens.components.norm import LayerNorm
-from encoderlens.components.residual import Norm, Step, Write, WriteOfParts
+from encoderlens.components.norm import ScaledNorm
+from encoderlens.components.residual import Norm, Passage, Step, Write, WriteOfParts
 from encoderlens.errors import InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.linearised import Carry, carries
@@ -68,7 +68,7 @@ class CarriedRows:
     """
 
     path: list[Step]
-    reads: LayerNorm | None
+    reads: ScaledNorm | None
     stream: Float[Tensor, "*rows d_model"]
     activation: Callable[[HookPoint], Tensor]
     split: Collection[str]
@@ -82,11 +82,13 @@ class CarriedRows:
     def blocks(self) -> Iterator[RowBlock]:
         """Every row, in the order of the path; none is made yet."""
         for step, carry in zip(self._steps, carries(self._steps, self.activation), strict=True):
-            if isinstance(step, Norm):
-                yield self._bias(step, carry, step.label, step.norm.b)
+            if isinstance(step, Passage):
+                if step.bias is not None:
+                    yield self._bias(step, carry, step.label, step.bias)
             elif isinstance(step, WriteOfParts) and step.writer.part in self.split:
                 yield from self._parts(step, carry)
-                yield self._bias(step, carry, step.bias_label, step.writer.out_bias)
+                if step.writer.out_bias is not None:
+                    yield self._bias(step, carry, step.bias_label, step.writer.out_bias)
             else:
                 yield self._write(step, carry)
 
@@ -95,7 +97,8 @@ class CarriedRows:
         if self.reads is None:
             return self._onto(self.stream)
         carry = Carry().before(Norm(self.reads), self.activation(self.reads.hook_scale))
-        return self._onto(carry(self.stream) + self.reads.b.detach().to(self.stream.device))
+        read = carry(self.stream)
+        return self._onto(read if self.reads.b is None else read + self.reads.b.detach().to(self.stream.device))
 
     def _write(self, step: Write, carry: Carry) -> RowBlock:
         return RowBlock(step, "write", [step.label], lambda: self._carried(carry, self.activation(step.point))[None])

@@ -6,18 +6,23 @@ choose parts; nothing else decides what a model looks like.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from encoderlens.errors import ConfigError
 
+AnyPart = TypeVar("AnyPart", bound="Part")
+
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a configuration; ``takes`` names what its component needs of the model around it."""
+    """One part of a configuration; ``takes`` names what its component needs of the model around it.
+
+    A field that is a part itself becomes that part's component.
+    """
 
     component: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ("d_model",)
@@ -36,23 +41,65 @@ class Part:
         """The component's keyword arguments."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def at(self: AnyPart, layer: int) -> AnyPart:
+        """The part as it is in one layer."""
+        return self
+
 
 @dataclass(frozen=True)
-class LayerNormPart(Part):
-    component = "LayerNorm"
+class NormPart(Part):
+    """A norm; what it stands in says how wide it is, and in front of which axes."""
+
+    takes = ("d_model", "width", "rows")
+    normalization_type: ClassVar[str]
     eps: float = 1e-12
 
 
 @dataclass(frozen=True)
+class LayerNormPart(NormPart):
+    component = "LayerNorm"
+    normalization_type = "LN"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class RMSNormPart(NormPart):
+    """A norm without a mean or a bias (Zhang & Sennrich 2019)."""
+
+    component = "RMSNorm"
+    normalization_type = "RMS"
+
+
+@dataclass(frozen=True)
 class EmbeddingPart(Part):
-    """Word pieces + positions + token types, then a norm."""
+    """Word pieces, positions, token types and task types where there are some, then a norm where there is one.
+
+    Attributes:
+        d_embed: the width of factorised embeddings, which a linear layer brings to that of the stream; None for none.
+        zeroes_padding: what leaves is zero at padding.
+    """
 
     component = "Embed"
-    takes = ("d_model", "pos_embed", "norm")
-    sizes = ("d_vocab", "n_token_types")
+    takes = ("d_model", "d_embed", "projected", "pos_embed", "norm")
+    sizes = ("d_vocab",)
     d_vocab: int
     n_token_types: int = 2
     dropout: float = 0.0
+    d_embed: int | None = None
+    normed: bool = True
+    n_task_types: int = 0
+    zeroes_padding: bool = False
+
+    def check(self) -> None:
+        super().check()
+        for name in ("n_token_types", "n_task_types"):
+            if getattr(self, name) != 0:
+                _check_size(name, getattr(self, name))
+        if self.d_embed is not None:
+            _check_size("d_embed", self.d_embed)
+
+    def arguments(self) -> dict[str, Any]:
+        return {name: value for name, value in super().arguments().items() if name != "d_embed"}
 
 
 @dataclass(frozen=True)
@@ -60,9 +107,32 @@ class AbsolutePositionsPart(Part):
     """One learned vector a position."""
 
     component = "AbsolutePositions"
+    takes = ("d_embed",)
     positional_embedding_type: ClassVar[str] = "standard"
     sizes = ("n_ctx",)
     n_ctx: int
+
+
+@dataclass(frozen=True)
+class PaddedPositionsPart(AbsolutePositionsPart):
+    """One learned vector a position, counted from the first token that is not padding; ``pad`` is the padding token's id."""
+
+    component = "PaddedPositions"
+    pad: int
+
+
+@dataclass(frozen=True)
+class AttentionPositionsPart(Part):
+    """Positions that enter in attention only, which then is of a kind that knows them; no table, and no component.
+
+    Attributes:
+        n_ctx: the longest input.
+        positional_embedding_type: how attention knows them.
+    """
+
+    sizes = ("n_ctx",)
+    n_ctx: int
+    positional_embedding_type: str
 
 
 @dataclass(frozen=True)
@@ -173,11 +243,75 @@ class BatchNormConvPositionsPart(ConvPositionsPart):
 
 @dataclass(frozen=True)
 class AttentionPart(Part):
+    """Attention; ``n_kv_heads`` None means one key and value head for each head."""
+
     component = "Attention"
     sizes = ("n_heads", "d_head")
     n_heads: int
     d_head: int
     dropout: float = 0.0
+    n_kv_heads: int | None = None
+    bias: bool = True
+
+    def check(self) -> None:
+        super().check()
+        n_kv_heads = self.arguments()["n_kv_heads"]
+        _check_size("n_kv_heads", n_kv_heads)
+        if self.n_heads % n_kv_heads:
+            raise ConfigError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={n_kv_heads}")
+
+    def arguments(self) -> dict[str, Any]:
+        arguments = super().arguments()
+        return arguments | {"n_kv_heads": self.n_heads if self.n_kv_heads is None else self.n_kv_heads}
+
+
+@dataclass(frozen=True)
+class RelativeBiasPart(Part):
+    """A learned bias for how far a key lies from a query (Raffel et al. 2020)."""
+
+    component = "RelativeBias"
+    takes = ()
+    sizes = ("n_heads", "n_buckets", "max_distance")
+    n_heads: int
+    n_buckets: int = 32
+    max_distance: int = 128
+
+
+@dataclass(frozen=True)
+class RelativeBiasAttentionPart(AttentionPart):
+    """Attention that adds the relative bias of ``EncoderConfig.relative``."""
+
+    component = "RelativeBiasAttention"
+    takes = ("d_model", "relative")
+
+
+@dataclass(frozen=True)
+class RotaryAttentionPart(AttentionPart):
+    """Attention whose queries and keys are turned by their positions (Su et al. 2021).
+
+    Attributes:
+        theta, window: the base of the frequencies, and how far a query sees (None: everywhere), of one layer after the other;
+            repeated where there are more layers.
+    """
+
+    component = "RotaryAttention"
+    theta: tuple[float, ...] = (10000.0,)
+    window: tuple[int | None, ...] = (None,)
+
+    def check(self) -> None:
+        super().check()
+        if self.d_head % 2:
+            raise ConfigError(f"d_head={self.d_head}: rotary attention turns pairs of coordinates, so it must be even")
+        for window in self.window:
+            if window is not None:
+                _check_size("window", window)
+
+    def at(self, layer: int) -> "RotaryAttentionPart":
+        theta, window = self.theta[layer % len(self.theta)], self.window[layer % len(self.window)]
+        return replace(self, theta=(theta,), window=(window,))
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"theta": self.theta[0], "window": self.window[0]}
 
 
 @dataclass(frozen=True)
@@ -187,6 +321,7 @@ class MLPPart(Part):
     d_mlp: int
     act_fn: str = "gelu"
     dropout: float = 0.0
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -198,11 +333,21 @@ class GatedMLPPart(MLPPart):
 
 @dataclass(frozen=True)
 class BlockPart(Part):
-    """A block; ``final_norm`` says whether one more norm follows the last of them."""
+    """A block; ``final_norm`` says whether one more norm follows the last of them.
+
+    Attributes:
+        dropout: on what its sublayers write.
+        mlp_dropout: on what the MLP writes, where that is another.
+    """
 
     takes = ("attn", "mlp", "norm")
     final_norm: ClassVar[bool]
     dropout: float = 0.0
+    mlp_dropout: float | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        arguments = super().arguments()
+        return arguments | {"mlp_dropout": self.dropout if self.mlp_dropout is None else self.mlp_dropout}
 
 
 @dataclass(frozen=True)
@@ -219,6 +364,15 @@ class PreLNPart(BlockPart):
 
     component = "PreLNBlock"
     final_norm = True
+    norm_in_front: bool = True
+
+
+@dataclass(frozen=True)
+class BareFirstPreLNPart(PreLNPart):
+    """The same, but for the first layer's attention, which reads the stream as it is (Warner et al. 2024)."""
+
+    def at(self, layer: int) -> "BareFirstPreLNPart":
+        return replace(self, norm_in_front=layer > 0)
 
 
 @dataclass(frozen=True)
@@ -229,11 +383,32 @@ class PoolerPart(Part):
 
 
 @dataclass(frozen=True)
+class PreClassifierPart(Part):
+    """A classifier's own linear layer and activation function, and a norm where there is one.
+
+    Attributes:
+        reads: the stream at the "first" position, its "mean" over real ones, or "every" position.
+    """
+
+    component = "PreClassifier"
+    takes = ("d_model", "norm")
+    act_fn: str = "tanh"
+    reads: Literal["first", "mean", "every"] = "first"
+    dropout: float = 0.0
+    normed: bool = False
+    bias: bool = True
+
+
+@dataclass(frozen=True)
 class HeadPart(Part):
     """A head, for the task that it names."""
 
     task: ClassVar[str]
-    needs_pooler: ClassVar[bool] = False
+
+    @property
+    def needs_pooler(self) -> bool:
+        """Whether it reads the model's pooler."""
+        return "pooler" in self.takes
 
     @property
     def vocabulary(self) -> int | None:
@@ -243,11 +418,15 @@ class HeadPart(Part):
 
 @dataclass(frozen=True)
 class MaskedLMPart(HeadPart):
+    """Word pieces for each position; ``act_fn`` None for an unembedding without a transform in front."""
+
     component = "MaskedLMHead"
     takes = ("d_model", "norm", "embedding")
     task = "masked_lm"
-    act_fn: str = "gelu"
+    act_fn: str | None = "gelu"
     tied: bool = True
+    bias: bool = True
+    unembed_bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -255,18 +434,31 @@ class NextSentencePart(HeadPart):
     component = "NextSentenceHead"
     takes = ("d_model", "pooler")
     task = "next_sentence"
-    needs_pooler = True
+
+
+@dataclass(frozen=True)
+class SentenceOrderPart(HeadPart):
+    component = "SentenceOrderHead"
+    takes = ("d_model", "pooler")
+    task = "sentence_order"
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
 class SequenceClassificationPart(HeadPart):
+    """Classes for a sequence, from the pooler or from what the classifier has in front of it."""
+
     component = "SequenceClassificationHead"
     takes = ("d_model", "pooler")
     task = "sequence_classification"
-    needs_pooler = True
     labels: tuple[str, ...]
     problem_type: str | None = None
     dropout: float = 0.0
+    pre_classifier: PreClassifierPart | None = None
+
+    @property
+    def needs_pooler(self) -> bool:
+        return self.pre_classifier is None
 
 
 @dataclass(frozen=True)
@@ -275,12 +467,22 @@ class TokenClassificationPart(HeadPart):
     task = "token_classification"
     labels: tuple[str, ...]
     dropout: float = 0.0
+    pre_classifier: PreClassifierPart | None = None
 
 
 @dataclass(frozen=True)
 class QuestionAnsweringPart(HeadPart):
     component = "QuestionAnsweringHead"
     task = "question_answering"
+    dropout: float = 0.0
+    pre_classifier: PreClassifierPart | None = None
+
+
+@dataclass(frozen=True)
+class ReplacedTokenPart(HeadPart):
+    component = "ReplacedTokenHead"
+    task = "replaced_token_detection"
+    pre_classifier: PreClassifierPart
 
 
 @dataclass(frozen=True)
@@ -314,6 +516,43 @@ class AudioClassificationPart(HeadPart):
 
 
 @dataclass(frozen=True)
+class LayerSharing:
+    """Layers that share their parameters (Lan et al. 2020): a step runs the layers of one group, one after the other.
+
+    Attributes:
+        steps: how many steps there are.
+        groups: how many groups, each of which stands for as many consecutive steps as the others.
+        inner: how many layers a group has.
+    """
+
+    steps: int
+    groups: int
+    inner: int
+
+    def check(self, n_layers: int) -> None:
+        """Refuse numbers that do not make so many layers.
+
+        Raises:
+            ConfigError: with these numbers.
+        """
+        for name, value in (("steps", self.steps), ("groups", self.groups), ("inner", self.inner)):
+            _check_size(name, value)
+        if self.steps * self.inner != n_layers or self.groups > self.steps:
+            raise ConfigError(
+                f"{self.steps} steps of {self.inner} layers, in {self.groups} groups, do not make {n_layers} layers"
+            )
+
+    def place(self, layer: int) -> tuple[int, int]:
+        """The group of a layer, and which one of the group it is."""
+        step, inner = divmod(layer, self.inner)
+        return int(step / (self.steps / self.groups)), inner
+
+    def owner(self, layer: int) -> int:
+        """The first layer with the parameters of a layer."""
+        return next(first for first in range(layer + 1) if self.place(first) == self.place(layer))
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """A whole encoder.
 
@@ -322,6 +561,8 @@ class EncoderConfig:
         original_architecture: the Hugging Face class that it came from or would be saved as.
         heads: every head that it carries; the first is the default task.
         frontend, projection: of encoders that read waveforms.
+        sharing: which layers share their parameters; None if each has its own.
+        relative: what attention of all layers shares to know how far apart positions are, if it does.
         layerdrop: the share of blocks that a training run leaves out (Fan et al. 2020).
         model_name: the name or folder that it was loaded from.
     """
@@ -331,15 +572,17 @@ class EncoderConfig:
     d_model: int
     n_layers: int
     embed: EmbeddingPart | AudioEmbedPart
-    positions: AbsolutePositionsPart | ConvPositionsPart
+    positions: AbsolutePositionsPart | ConvPositionsPart | AttentionPositionsPart
     attention: AttentionPart
-    norm: LayerNormPart
+    norm: NormPart
     mlp: MLPPart
     block: BlockPart
     pooler: PoolerPart | None = None
     heads: tuple[HeadPart, ...] = ()
     frontend: FrontendPart | None = None
     projection: ProjectionPart | None = None
+    sharing: LayerSharing | None = None
+    relative: Part | None = None
     layerdrop: float = 0.0
     initializer_range: float = 0.02
     model_name: str = "custom"
@@ -354,10 +597,14 @@ class EncoderConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
                 raise ConfigError(f"{name} is {value!r}; it must be a number, not below zero")
+        if ("relative" in self.attention.takes) != (self.relative is not None):
+            raise ConfigError("relative goes with attention that reads it, such as RelativeBiasAttentionPart")
         if isinstance(self.positions, ConvPositionsPart) and self.d_model % self.positions.groups:
             raise ConfigError(
                 f"d_model={self.d_model} is not a multiple of the positional convolution's groups={self.positions.groups}"
             )
+        if self.sharing is not None:
+            self.sharing.check(self.n_layers)
         for head in self.heads:
             if head.needs_pooler and self.pooler is None:
                 raise ConfigError(f"the {head.task} head reads the pooler, but the configuration has none")
@@ -369,6 +616,27 @@ class EncoderConfig:
     @property
     def d_head(self) -> int:
         return self.attention.d_head
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.attention.arguments()["n_kv_heads"]
+
+    @property
+    def d_embed(self) -> int:
+        """The width of the embeddings, the stream's own unless they are factorised."""
+        own = self.embed.d_embed if isinstance(self.embed, EmbeddingPart) else None
+        return self.d_model if own is None else own
+
+    @property
+    def factorised(self) -> bool:
+        """Whether a linear layer brings the embeddings to the stream."""
+        return isinstance(self.embed, EmbeddingPart) and self.embed.d_embed is not None
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """For each layer, the first one with its parameters: itself, unless layers share theirs."""
+        layers = range(self.n_layers)
+        return tuple(layers) if self.sharing is None else tuple(map(self.sharing.owner, layers))
 
     @property
     def d_mlp(self) -> int:
@@ -413,7 +681,7 @@ class EncoderConfig:
 
     @property
     def normalization_type(self) -> str:
-        return "LN"
+        return self.norm.normalization_type
 
     @property
     def attention_dir(self) -> str:

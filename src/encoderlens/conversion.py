@@ -130,4 +130,4 @@ def _hf_config(model: Encoder) -> Any:
 
 
 def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:
-    return {"head": encoder.n_heads, "d_head": encoder.d_head}
+    return {"head": encoder.n_heads, "kv_head": encoder.n_kv_heads, "d_head": encoder.d_head}

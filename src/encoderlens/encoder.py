@@ -12,11 +12,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from encoderlens.batch import Batch
-from encoderlens.components import Head, build, empty_parameters
+from encoderlens.components import Head, build, empty_parameters, share_parameters
 from encoderlens.components.linear import Gains
-from encoderlens.components.norm import LayerNorm
+from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
-from encoderlens.config import EncoderConfig, ModelConfig
+from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
 from encoderlens.errors import ConfigError, InputError, TaskError
 from encoderlens.hook_points import HookPoint
 from encoderlens.names import block_of, did_you_mean
@@ -84,7 +84,7 @@ class Encoder(WeightStacks, ABC):
         load_report: what became of the checkpoint's tensors.
     """
 
-    ln_final: LayerNorm | None
+    ln_final: ScaledNorm | None
 
     FRONT: ClassVar[tuple[str, ...]] = ("embed", "hook_full_embed")  # what stands in front of the blocks
 
@@ -99,26 +99,34 @@ class Encoder(WeightStacks, ABC):
         self.setup()
 
     def _make(self, cfg: EncoderConfig) -> None:
-        context: dict[str, Any] = {"d_model": cfg.d_model}
-        context["norm"] = partial(build, cfg.norm, {"d_model": cfg.d_model})
+        context: dict[str, Any] = {"d_model": cfg.d_model, "d_embed": cfg.d_embed, "projected": cfg.factorised}
+        context["norm"] = partial(_build_norm, cfg)
         if cfg.frontend is not None and cfg.projection is not None:
             self.frontend = build(cfg.frontend, context)
             self.projection = build(cfg.projection, context)
-        self.embed = build(cfg.embed, context | {"pos_embed": build(cfg.positions, context)})
+        has_table = not isinstance(cfg.positions, AttentionPositionsPart)
+        self.embed = build(cfg.embed, context | {"pos_embed": build(cfg.positions, context) if has_table else None})
         self.hook_full_embed = HookPoint("batch pos d_model")
-        self.blocks = nn.ModuleList(
-            build(cfg.block, context | {"attn": build(cfg.attention, context), "mlp": build(cfg.mlp, context)})
-            for _ in range(cfg.n_layers)
-        )
+        if cfg.relative is not None:
+            self.relative = context["relative"] = build(cfg.relative, context)
+        self.blocks = nn.ModuleList(self._make_block(cfg, layer, context) for layer in range(cfg.n_layers))
+        for layer, owner in enumerate(cfg.owners):
+            if owner != layer:
+                share_parameters(self.blocks[layer], self.blocks[owner])
         self.ln_final = context["norm"]() if cfg.block.final_norm else None
         context |= self.embed.shared
         self.heads: dict[str, Head] = {}
+        context["pooler"] = None
         if cfg.pooler is not None:
             self.pooler = context["pooler"] = build(cfg.pooler, context)
         for part in cfg.heads:
             head = self.heads[part.task] = build(part, context)
             for name, module in head.modules.items():
                 setattr(self, name, module)
+
+    def _make_block(self, cfg: EncoderConfig, layer: int, context: dict[str, Any]) -> nn.Module:
+        sublayers = {"attn": build(cfg.attention.at(layer), context), "mlp": build(cfg.mlp.at(layer), context)}
+        return build(cfg.block.at(layer), context | sublayers)
 
     def initialise(self, seed: Any = None) -> None:
         """Fill every parameter: matrices from N(0, ``initializer_range``), convolutions from N(0, sqrt(2 / fan-in)) (He et al.
@@ -360,7 +368,7 @@ class Encoder(WeightStacks, ABC):
             return blocks[-1].out_point
         return blocks[layer].hook_resid_mid if mlp_input else blocks[layer].hook_resid_pre
 
-    def norm_in_front(self, layer: int, mlp_input: bool = False) -> LayerNorm | None:
+    def norm_in_front(self, layer: int, mlp_input: bool = False) -> ScaledNorm | None:
         """The norm between a stream and what reads it: attention, the MLP, or for ``n_layers`` the head."""
         blocks = self._layers()
         return self.ln_final if layer == len(blocks) else blocks[layer].norm_in_front(mlp_input)
@@ -402,3 +410,8 @@ class Encoder(WeightStacks, ABC):
     def mps(self: AnyEncoder) -> AnyEncoder:
         """Move to Apple's GPU."""
         return self.to("mps", print_details=False)
+
+
+def _build_norm(cfg: EncoderConfig, d_model: int | None = None, width: str = "d_model", rows: str = "batch pos") -> ScaledNorm:
+    """A norm over the stream, or over another width that its hook points call by this name."""
+    return build(cfg.norm, {"d_model": cfg.d_model if d_model is None else d_model, "width": width, "rows": rows})

@@ -1,17 +1,18 @@
 """HookedEncoder: a BERT-style text encoder with a hook point on every activation that matters."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from encoderlens import conversion, loading
+from encoderlens.components.heads import MaskedLMHead
 from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest, request_from_dict
 from encoderlens.encoder import ReturnType
-from encoderlens.errors import InputError, TaskError
+from encoderlens.errors import InputError, TaskError, WeightsError
 from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
 from encoderlens.sequence import Sequence, check_positions
 from encoderlens.shapes import Resid
@@ -201,7 +202,7 @@ class HookedEncoder(PretrainedEncoder):
             texts, single = as_texts(input)
             tokenizer = require_tokenizer(self.tokenizer, "text input")
             tokens, own_types, own_mask = encode(tokenizer, texts, self.cfg.n_ctx, truncate=False)
-            types = own_types if types is None else types
+            types = own_types if types is None and self.cfg.n_token_types else types
             mask = own_mask if mask is None else mask
         else:
             single, tokens = isinstance(input, Tensor) and input.ndim == 1, input
@@ -303,18 +304,34 @@ class HookedEncoder(PretrainedEncoder):
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        """The word-piece embedding: the parameter itself."""
-        return self.embed.embed.W_E
+        """The word-piece embedding: the parameter itself. Where embeddings are factorised, through the projection to the
+        stream, a differentiable copy; the parameter is ``embed.embed.W_E``.
+        """
+        return self.embed.to_stream(self.embed.embed.W_E)
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
-        """The position embedding: the parameter itself."""
-        return self.embed.pos_embed.W_pos
+        """The position embedding, a live view of the rows that stand for positions; of factorised embeddings as ``W_E``.
+
+        Raises:
+            WeightsError: for a model whose positions enter in attention only.
+        """
+        if self.embed.pos_embed is None:
+            raise WeightsError(
+                f"{self.cfg.model_name} has no table of positions: they are {self.cfg.positional_embedding_type}, in attention"
+            )
+        return self.embed.to_stream(self.embed.pos_embed.W_pos)
 
     @property
     def W_token_type(self) -> Float[Tensor, "token_type d_model"]:
-        """The token-type embedding: the parameter itself."""
-        return self.embed.token_type_embed.W_token_type
+        """The token-type embedding: the parameter itself; of factorised embeddings as ``W_E``.
+
+        Raises:
+            WeightsError: for a model without token types.
+        """
+        if self.embed.token_type_embed is None:
+            raise WeightsError(f"{self.cfg.model_name} has no token types")
+        return self.embed.to_stream(self.embed.token_type_embed.W_token_type)
 
     @property
     def W_E_pos(self) -> Float[Tensor, "d_vocab_plus_n_ctx d_model"]:
@@ -325,7 +342,9 @@ class HookedEncoder(PretrainedEncoder):
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """The unembedding, a live view; tied to ``W_E`` in most checkpoints, so that editing one edits both.
+        """The unembedding, a live view; tied to ``W_E`` in most checkpoints, so that editing one edits both. Where embeddings
+        are factorised, through the dense layer of the head in front of it (its activation function and norm left out), a
+        differentiable copy; the parameter is then ``unembed.W_U``.
 
         Raises:
             TaskError: for a checkpoint without a masked-LM head.
@@ -339,12 +358,12 @@ class HookedEncoder(PretrainedEncoder):
         Raises:
             TaskError: for a checkpoint without a masked-LM head.
         """
-        return self._masked_lm().b_U
+        return self._masked_lm().unembed.b_U
 
-    def _masked_lm(self) -> Any:
+    def _masked_lm(self) -> MaskedLMHead:
         if "masked_lm" not in self.heads:
             raise TaskError(f"{self.cfg.model_name} has no masked-LM head, so no unembedding; its heads: {self.head_names()}")
-        return self.heads["masked_lm"].modules["unembed"]
+        return cast(MaskedLMHead, self.heads["masked_lm"])
 
 
 def _request(cfg: EncoderConfig | dict[str, Any]) -> ModelRequest:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from encoderlens.components.freezing import Quantity, freeze
 from encoderlens.components.heads import Head
-from encoderlens.components.residual import Norm, Step, Write, WriteOfParts
+from encoderlens.components.residual import Passage, Step, Write, WriteOfParts
 from encoderlens.encoder import Encoder
 from encoderlens.errors import AnalysisError
 from encoderlens.hook_points import CachingHook, HookPoint
@@ -45,9 +45,12 @@ class Carry:
     matrix: Float[Tensor, "d_model d_model"] | None = None
     scale: Float[Tensor, "*rows 1"] | None = None
 
-    def before(self, norm: Norm, scale: Float[Tensor, "*rows 1"]) -> "Carry":
-        """The same map with a norm, and its scale, in front."""
-        matrix = norm.norm.in_front_of(self.matrix).to(scale.device)
+    def before(self, passage: Passage, scale: Float[Tensor, "*rows 1"] | None) -> "Carry":
+        """The same map with a passage, and its scale if it has one, in front."""
+        matrix = passage.in_front_of(self.matrix)
+        if scale is None:
+            return Carry(matrix, self.scale)
+        matrix = matrix.to(scale.device)
         scale = scale.to(torch.promote_types(scale.dtype, matrix.dtype))
         size = matrix.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
         return Carry(matrix / size, (scale if self.scale is None else self.scale * scale) / size)
@@ -69,14 +72,14 @@ def carries(path: list[Step], scale_of: Callable[[HookPoint], Float[Tensor, "*ro
 
     Args:
         path: the steps.
-        scale_of: the frozen scale of a norm, by its ``hook_scale``.
+        scale_of: the frozen scale of a norm, by the hook point that it passes.
     """
     maps: list[Carry] = []
     carry = Carry()
     for step in reversed(path):
         maps.append(carry)
-        if isinstance(step, Norm):
-            carry = carry.before(step, scale_of(step.norm.hook_scale))
+        if isinstance(step, Passage):
+            carry = carry.before(step, None if step.scale_point is None else scale_of(step.scale_point))
     return maps[::-1]
 
 
@@ -203,7 +206,8 @@ class _Taps:
         self.writes = [step for step in path if isinstance(step, Write)]
         writers = [step.writer for step in path if isinstance(step, WriteOfParts) and step.writer.part in split]
         self.part_names = [str(writer.parts_point.name) for writer in writers]
-        self.biased = [step.norm for step in path if isinstance(step, Norm)] + [module for module, _ in head.biases().values()]
+        self.biased = [step.module for step in path if isinstance(step, Passage) and step.bias is not None]
+        self.biased += [module for module, _ in head.biases().values()]
         self.flowing: dict[HookPoint | nn.Module, Tensor] = {}
         self.parts: dict[str, Tensor] = {}
 
@@ -241,19 +245,22 @@ class _Taps:
     def wrote_its_parts(self, step: WriteOfParts) -> bool:
         """Whether what was written is what the parts and the bias make, up to rounding."""
         written, parts = self.flowing[step.point], self.parts[str(step.writer.parts_point.name)]
-        made = step.writer.spread(parts, step.writer.out_weight).sum(-2) + step.writer.out_bias
+        made = step.writer.spread(parts, step.writer.out_weight).sum(-2)
+        made = made if step.writer.out_bias is None else made + step.writer.out_bias
         tolerance = 1e3 * torch.finfo(made.dtype).eps * max(float(made.abs().max()), float(written.abs().max()))
         return float((made - written).abs().max()) <= tolerance
 
 
 def _rows_of(step: Step, taps: _Taps, gradients: Gradients, split: Collection[str]) -> Iterator[Rows]:
-    if isinstance(step, Norm):
-        yield _bias_row(step.label, step.norm.b, gradients[step.norm])
+    if isinstance(step, Passage):
+        if step.bias is not None:
+            yield _bias_row(step.label, step.bias, gradients[step.module])
     elif isinstance(step, WriteOfParts) and step.writer.part in split:
         parts, gradient = taps.parts[str(step.writer.parts_point.name)], gradients[step.point]
         rows = step.writer.dot(parts, gradient).sum(1).mT
         yield step.part_labels(range(len(rows))), rows
-        yield _bias_row(step.bias_label, step.writer.out_bias, gradient)
+        if step.writer.out_bias is not None:
+            yield _bias_row(step.bias_label, step.writer.out_bias, gradient)
     else:
         yield [step.label], (taps.flowing[step.point] * gradients[step.point]).flatten(1).sum(1)[None]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from encoderlens.config import HeadPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
 from encoderlens.families import family_of
 from encoderlens.families.family import NOT_HEADS, ConfigReader, Family
@@ -32,7 +31,6 @@ TOKENIZER_FILES = (
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_EXTRAS = (*PROCESSOR_FILES, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ENCODER_TASK = "encoder"
-_NEED_POOLER = frozenset(part.task for part in HeadPart.__subclasses__() if part.needs_pooler)
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,8 @@ def _understand(
         if wanted not in parts:
             key = family.part_rows[wanted][0].source
             raise WeightsError(f"{where} is a {hf_class}, but the weights of its {wanted} head ({key}, …) are missing")
-    pooled = sorted(parts & _NEED_POOLER)
-    if pooled and "pooler" in family.part_rows and "pooler" not in parts:
+    pooled = sorted(parts & family.pooled)
+    if pooled and "pooler" not in parts:
         key = family.part_rows["pooler"][0].source
         raise WeightsError(
             f"{where} has a {pooled[0]} head, but the weights of the pooler that it reads ({key}, …) are missing"

@@ -4,7 +4,8 @@ Everything that depends on where a position lies goes through the methods here, 
 one is a change to this file, to HookPoint and to attention, and to no family.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +29,16 @@ class Sequence:
     pos: int
     mask: Bool[Tensor, "batch pos"] | None = None
     alone: bool = False
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made only once for all layers and runs: it depends on the key and on the sizes of the batch, and
+        on no parameter.
+        """
+        if key not in self._made:
+            with torch.inference_mode(False), torch.no_grad():  # a later run may need gradients
+                self._made[key] = make()
+        return self._made[key]
 
     def part(self, rows: slice, trims: bool = True) -> "Sequence":
         """Some of its sequences, copied; if it ``trims``, without positions at the end that are padding in all of them."""
@@ -42,6 +53,19 @@ class Sequence:
     def key_mask(self) -> Bool[Tensor, "batch 1 1 pos"] | None:
         """True where a key may be attended to, broadcast over heads and queries; None when all may."""
         return None if self.mask is None else self.mask[:, None, None, :]
+
+    def window_mask(self, reach: int) -> Bool[Tensor, "batch 1 pos pos"]:
+        """True where a key may be attended to and is at most ``reach`` positions away; and, so that no query is left without
+        a key, where it is the query's own position.
+        """
+
+        def make() -> Bool[Tensor, "batch 1 pos pos"]:
+            at = torch.arange(self.pos, device=None if self.mask is None else self.mask.device)
+            distance = (at - at.unsqueeze(1)).abs()
+            near = (distance <= reach)[None, None]
+            return near if self.key_mask is None else (near & self.key_mask) | (distance == 0)
+
+        return self.once(("window", reach), make)
 
     def position_rows(self, table: Float[Tensor, "n_ctx d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Row i of a table of positions for position i, as a view that repeats it over the batch."""

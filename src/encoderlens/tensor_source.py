@@ -50,8 +50,8 @@ class TensorSource(ABC):
         """Rows start to stop of the first axis (of a scalar: all of it)."""
 
     @abstractmethod
-    def read_into(self, name: str, target: Tensor) -> None:
-        """The first ``len(target)`` rows, into a contiguous CPU tensor of the stored dtype."""
+    def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
+        """``len(target)`` rows from ``start`` on, into a contiguous CPU tensor of the stored dtype."""
 
 
 class MemorySource(TensorSource):
@@ -65,8 +65,8 @@ class MemorySource(TensorSource):
         value = self._values[name].detach()
         return value[start:stop] if value.ndim else value
 
-    def read_into(self, name: str, target: Tensor) -> None:
-        target.copy_(self.read(name, 0, len(target) if target.ndim else 1))
+    def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
+        target.copy_(self.read(name, start, start + (len(target) if target.ndim else 1)))
 
 
 class SafetensorsSource(TensorSource):
@@ -93,8 +93,8 @@ class SafetensorsSource(TensorSource):
         self._fill(name, values, skip=start)
         return values
 
-    def read_into(self, name: str, target: Tensor) -> None:
-        self._fill(name, target, skip=0)
+    def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
+        self._fill(name, target, skip=start)
 
     def _fill(self, name: str, target: Tensor, skip: int) -> None:
         row_bytes = math.prod(self.tensors[name].shape[1:]) * target.element_size()
@@ -190,8 +190,8 @@ class ShardedSource(TensorSource):
     def read(self, name: str, start: int, stop: int) -> Tensor:
         return self._shard_of[name].read(name, start, stop)
 
-    def read_into(self, name: str, target: Tensor) -> None:
-        self._shard_of[name].read_into(name, target)
+    def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
+        self._shard_of[name].read_into(name, target, start)
 
 
 _OPENERS: dict[str, Callable[[Path], TensorSource]] = {"model.safetensors": SafetensorsSource, "pytorch_model.bin": open_bin}

@@ -88,18 +88,37 @@ class TextBatch(TextContext):
         allowed = ~torch.isin(self.tokens[row], special)
         if self.sequence.mask is not None:
             allowed &= self.sequence.mask[row]
-        if self.token_type_ids is not None and bool((self.token_type_ids[row] == 1).any()):
-            allowed &= self.token_type_ids[row] == 1
+        second = self._in_second_text(row)
+        if bool(second.any()):
+            allowed &= second
         if not allowed.any():
             raise InputError(f"sequence {row} has no text that an answer could span")
         return allowed
+
+    def _in_second_text(self, row: int) -> Bool[Tensor, " pos"]:
+        """True in the second text of a pair: as the tokenizer says of texts, as token types say of tokens."""
+        if (
+            self.texts is not None
+            and isinstance(self.texts[row], tuple)
+            and self.tokenizer is not None
+            and self.tokenizer.is_fast
+        ):
+            of = align(self.tokenizer, self.texts[row]).text_of
+            padding, second = self._padding_in_front(row), torch.zeros(self.sequence.pos, dtype=torch.bool)
+            second[padding : padding + len(of)] = torch.tensor([which == 1 for which in of])
+            return second.to(self.tokens.device)
+        types = self.token_type_ids
+        return torch.zeros_like(self.tokens[row], dtype=torch.bool) if types is None else types[row] == 1
+
+    def _padding_in_front(self, row: int) -> int:
+        return 0 if self.sequence.mask is None else int(self.sequence.mask[row].int().argmax())
 
     def span_text(self, row: int, start: int, end: int) -> str:
         """The text of positions start to end, both included; from the original string where there is one."""
         if self.texts is None:
             return self.decode_ids(self.tokens[row, start : end + 1].tolist())
         text, aligned = self.texts[row], align(self.tokenizer, self.texts[row])
-        padding = 0 if self.sequence.mask is None else int(self.sequence.mask[row].int().argmax())  # on the left, if any
+        padding = self._padding_in_front(row)
         first, last = aligned.spans[start - padding], aligned.spans[end - padding]
         source = text if isinstance(text, str) else text[aligned.text_of[start - padding] or 0]
         return source[first[0] : last[1]] if first and last else ""
@@ -276,8 +295,9 @@ def check_token_types(types: Any, shape: torch.Size | tuple[int, ...], n_token_t
     if types.is_floating_point():
         raise InputError(f"token_type_ids are whole numbers, not {_dtype_name(types)}")
     low, high = (int(value) for value in torch.aminmax(types))
-    if low < 0 or high >= n_token_types:
-        raise InputError(f"token_type_ids run from {low} to {high}; this model has {n_token_types} types, from 0")
+    if low < 0 or high >= max(n_token_types, 1):
+        has = f"{n_token_types} types, from 0" if n_token_types else "no token types: leave them out"
+        raise InputError(f"token_type_ids run from {low} to {high}; this model has {has}")
     return types.long()
 
 

@@ -1,6 +1,6 @@
 """WeightStacks: the weights of all layers under TransformerLens' names and shapes."""
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -30,12 +30,12 @@ class WeightStacks(HookedRootModule):
         return torch.stack([block.attn.W_Q for block in self._layers()])
 
     @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+    def W_K(self) -> Float[Tensor, "layer kv_head d_model d_head"]:
         """Key weights of all layers: a differentiable copy. Edit ``blocks[l].attn.W_K`` in place, under ``no_grad``."""
         return torch.stack([block.attn.W_K for block in self._layers()])
 
     @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+    def W_V(self) -> Float[Tensor, "layer kv_head d_model d_head"]:
         """Value weights of all layers: a differentiable copy. Edit ``blocks[l].attn.W_V`` in place, under ``no_grad``."""
         return torch.stack([block.attn.W_V for block in self._layers()])
 
@@ -60,12 +60,12 @@ class WeightStacks(HookedRootModule):
         return torch.stack([block.attn.b_Q for block in self._layers()])
 
     @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
+    def b_K(self) -> Float[Tensor, "layer kv_head d_head"]:
         """Key biases of all layers: a differentiable copy. Edit ``blocks[l].attn.b_K`` in place, under ``no_grad``."""
         return torch.stack([block.attn.b_K for block in self._layers()])
 
     @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:
+    def b_V(self) -> Float[Tensor, "layer kv_head d_head"]:
         """Value biases of all layers: a differentiable copy. Edit ``blocks[l].attn.b_V`` in place, under ``no_grad``."""
         return torch.stack([block.attn.b_V for block in self._layers()])
 
@@ -84,15 +84,27 @@ class WeightStacks(HookedRootModule):
         """Output biases of the MLPs: a differentiable copy. Edit ``blocks[l].mlp.b_out`` in place, under ``no_grad``."""
         return torch.stack([block.mlp.b_out for block in self._layers()])
 
+    def per_head(self, name: Literal["W_K", "W_V", "b_K", "b_V"]) -> Float[Tensor, "layer head *d_model d_head"]:
+        """Key or value weights, or biases, of all layers with one for each head, where heads share them: a copy."""
+        first = self._layers()[0].attn
+        return getattr(self, name).repeat_interleave(first.n_heads // first.n_kv_heads, 1)
+
     @property
     def QK(self) -> FactoredMatrix:
-        """``W_Q W_K^T`` of every head [layer head d_model d_model], unscaled and without biases."""
-        return FactoredMatrix(self.W_Q, self.W_K.mT)
+        """``W_Q W_K^T`` of every head [layer head d_model d_model], unscaled and without biases. What relative positions add to
+        scores is not in it.
+
+        Raises:
+            AnalysisError: for rotary attention, where the product depends on how far apart two positions are.
+        """
+        for block in self._layers():
+            block.attn.check_bilinear()
+        return FactoredMatrix(self.W_Q, self.per_head("W_K").mT)
 
     @property
     def OV(self) -> FactoredMatrix:
         """``W_V W_O`` of every head [layer head d_model d_model]."""
-        return FactoredMatrix(self.W_V, self.W_O)
+        return FactoredMatrix(self.per_head("W_V"), self.W_O)
 
     def all_head_labels(self) -> list[str]:
         """``["L0H0", "L0H1", …]``."""

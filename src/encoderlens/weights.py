@@ -21,6 +21,24 @@ CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A stored tensor, or one of so many equal pieces of it along its first axis.
+
+    Attributes:
+        name: its key in the checkpoint.
+        index, count: which piece, of how many.
+    """
+
+    name: str
+    index: int = 0
+    count: int = 1
+
+    def at(self, place: str, fill: str) -> "Piece":
+        """The same with one place of the key filled in."""
+        return replace(self, name=self.name.replace(place, fill))
+
+
+@dataclass(frozen=True)
 class Row:
     """One tensor.
 
@@ -28,26 +46,32 @@ class Row:
         source: its key in the checkpoint; ``{l}`` stands for the layer, ``{c}`` for the convolution of a front end.
         target: the parameter, with the same places. A model that has no such parameter passes the row over.
         pattern: einops pattern from the source's axes to the parameter's, in axis names of the glossary; empty: as it is.
-        legacy: other spellings of the key.
+        legacy: other spellings of the key, also as a piece of a tensor that holds several.
         spare: the class stores this tensor but computes with another of the same target; where they differ it is kept aside.
         crop: the parameter may be shorter than the source along the first axis (positions beyond a chosen ``n_ctx``).
+        piece: index and count, of a parameter that is a piece of the source.
     """
 
     source: str
     target: str
     pattern: str = ""
-    legacy: tuple[str, ...] = ()
+    legacy: tuple[str | Piece, ...] = ()
     crop: bool = False
     spare: bool = False
+    piece: tuple[int, int] = (0, 1)
 
-    def at(self, place: str, index: int) -> "Row":
-        """The row with one place filled in."""
-        fill = str(index)
+    @property
+    def spellings(self) -> tuple[Piece, ...]:
+        """Its own spelling and the legacy ones."""
+        return (Piece(self.source, *self.piece), *(Piece(old) if isinstance(old, str) else old for old in self.legacy))
+
+    def at(self, place: str, index: int, key: str) -> "Row":
+        """The row with one place filled in: with ``index`` in the parameter's name, with ``key`` in those of the checkpoint."""
         return replace(
             self,
-            source=self.source.replace(place, fill),
-            target=self.target.replace(place, fill),
-            legacy=tuple(name.replace(place, fill) for name in self.legacy),
+            source=self.source.replace(place, key),
+            target=self.target.replace(place, str(index)),
+            legacy=tuple(old.replace(place, key) if isinstance(old, str) else old.at(place, key) for old in self.legacy),
         )
 
 
@@ -62,14 +86,40 @@ def norm(source: str, target: str) -> tuple[Row, ...]:
     )
 
 
-def expand(rows: Iterable[Row], n_layers: int, n_convs: int = 0) -> list[Row]:
-    """Rows with ``{l}`` once for every layer, and rows with ``{c}`` once for every convolution of the front end."""
+_OF_BLOCK = {
+    **{"q": "attn.q", "k": "attn.k", "v": "attn.v", "o": "attn.o"},
+    **{"gate": "mlp.gate", "input": "mlp.input", "output": "mlp.output", "ln1": "ln1", "ln2": "ln2"},
+}
+
+
+def block(layer: str, **sources: str) -> tuple[Row, ...]:
+    """The linear layers and norms of a block: ``q``, ``k``, ``v``, ``o``, ``input``, ``gate``, ``output``, ``ln1``, ``ln2``."""
+    return tuple(
+        row
+        for name, source in sources.items()
+        for row in (norm if name.startswith("ln") else linear)(f"{layer}.{source}", f"blocks.{{l}}.{_OF_BLOCK[name]}")
+    )
+
+
+def fused(source: str, *targets: str) -> tuple[Row, ...]:
+    """Linear layers that are stored as one, one below the other."""
+    return tuple(
+        Row(f"{source}.{kind}", f"{target}.{kind}", piece=(index, len(targets)))
+        for kind in ("weight", "bias")
+        for index, target in enumerate(targets)
+    )
+
+
+def expand(rows: Iterable[Row], layers: Mapping[int, str], n_convs: int = 0) -> list[Row]:
+    """Rows with ``{l}`` once for every layer, whose key in the checkpoint is given, and rows with ``{c}`` once for every
+    convolution of the front end.
+    """
     expanded = list(rows)
-    for place, count in (("{l}", n_layers), ("{c}", n_convs)):
+    for place, keys in (("{l}", layers), ("{c}", {index: str(index) for index in range(n_convs)})):
         expanded = [
             filled
             for row in expanded
-            for filled in ((row.at(place, index) for index in range(count)) if place in row.target else (row,))
+            for filled in ((row.at(place, *entry) for entry in keys.items()) if place in row.target else (row,))
         ]
     return expanded
 
@@ -97,11 +147,11 @@ class LoadReport:
     spare: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def find(row: Row, names: Iterable[str] | Mapping[str, object], base_prefix: str) -> str | None:
-    """The key under which a checkpoint holds a row: its own or a legacy one, with or without the base prefix."""
-    spellings = (row.source, *row.legacy)
-    candidates = (*spellings, *(name.removeprefix(base_prefix) for name in spellings))
-    return next((name for name in candidates if name in names), None)
+def find(row: Row, names: Iterable[str] | Mapping[str, object], base_prefix: str) -> Piece | None:
+    """Where a checkpoint holds a row: under its own key or a legacy one, with or without the base prefix."""
+    spellings = row.spellings
+    candidates = (*spellings, *(replace(old, name=old.name.removeprefix(base_prefix)) for old in spellings))
+    return next((piece for piece in candidates if piece.name in names), None)
 
 
 def apply(
@@ -132,7 +182,7 @@ def apply(
     """
     parameters, rows = dict(model.named_parameters(remove_duplicate=False)), present(rows, model)
     found = [(row, find(row, source.tensors, base_prefix)) for row in rows]
-    used = {name for _, name in found if name is not None}
+    used = {piece.name for _, piece in found if piece is not None}
     skipped = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in ignored)]
     aside = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in kept)]
     over = [name for name in source.tensors if name not in used and name not in skipped and name not in aside]
@@ -143,39 +193,43 @@ def apply(
         raise WeightsError(
             f"{origin} holds {len(over)} tensors that no part of the model takes: {_few(over)}{did_you_mean(over[0], known)}"
         )
-    for row, name in found:
-        if name is not None:
-            _check_shape(row, name, parameters[row.target], source, sizes)
+    for row, piece in found:
+        if piece is not None:
+            _check_shape(row, piece, parameters[row.target], source, sizes)
     filled: dict[int, str] = {}
     spare = {name: source.read(name, 0, (*source.tensors[name].shape, 1)[0]).clone() for name in aside}
-    for row, name in found:
-        if name is None:
+    for row, piece in found:
+        if piece is None:
             continue
         parameter = parameters[row.target]
         if id(parameter) in filled:
-            if not _equal(row, name, parameter, source, sizes):
+            if not _equal(row, piece, parameter, source, sizes):
                 if tied or not row.spare:
-                    raise _untied(name, filled[id(parameter)], source)
-                spare[row.source] = source.read(name, 0, len(parameter)).clone()
+                    raise _untied(piece.name, filled[id(parameter)], source)
+                spare[row.source] = source.read(piece.name, 0, len(parameter)).clone()
         else:
-            _fill(row, name, parameter, source, sizes)
-            filled[id(parameter)] = name
+            _fill(row, piece, parameter, source, sizes)
+            filled[id(parameter)] = piece.name
     return LoadReport(len(used), tuple(skipped), tuple(over), spare)
 
 
 def invert(rows: Iterable[Row], model: nn.Module, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """The checkpoint's tensors from the model's parameters, under the rows' own spelling."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    tensors = {}
+    pieces: dict[str, dict[int, Tensor]] = {}
     for row in present(rows, model):
         value = parameters[row.target].detach()
-        tensors[row.source] = _inverted(value, row.pattern, sizes) if row.pattern else value
-    return tensors
+        pieces.setdefault(row.source, {})[row.piece[0]] = _inverted(value, row.pattern, sizes) if row.pattern else value
+    return {
+        source: found[0] if len(found) == 1 else torch.cat([found[index] for index in sorted(found)])
+        for source, found in pieces.items()
+    }
 
 
-def _check_missing(found: list[tuple[Row, str | None]], parameters: Mapping[str, nn.Parameter], source: TensorSource) -> None:
-    reached = {id(parameters[row.target]) for row, name in found if name is not None}
-    missing = [row.source for row, name in found if name is None and id(parameters[row.target]) not in reached]
+def _check_missing(found: list[tuple[Row, Piece | None]], parameters: Mapping[str, nn.Parameter], source: TensorSource) -> None:
+    reached = {id(parameters[row.target]) for row, piece in found if piece is not None}
+    missing = [row.source for row, piece in found if piece is None and id(parameters[row.target]) not in reached]
+    missing = list(dict.fromkeys(missing))
     if missing:
         origin = next(iter(source.tensors.values())).origin if source.tensors else "the checkpoint"
         raise WeightsError(f"{origin} lacks {len(missing)} tensors that its configuration calls for: {_few(missing)}")
@@ -185,13 +239,13 @@ def _check_missing(found: list[tuple[Row, str | None]], parameters: Mapping[str,
         raise WeightsError(f"the family's table fills no parameter {_few(bare)}")
 
 
-def _check_shape(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
-    info = source.tensors[name]
-    expected = parameter.shape
+def _check_shape(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
+    name, info = piece.name, source.tensors[piece.name]
+    expected = (piece.count * len(parameter), *parameter.shape[1:])
     if row.pattern:
-        expected = _inverted(torch.empty(parameter.shape, device="meta"), row.pattern, sizes).shape
-    cropped = row.crop and info.shape[1:] == tuple(expected[1:]) and info.shape[:1] > tuple(expected[:1])
-    if info.shape != tuple(expected) and not cropped:
+        expected = tuple(_inverted(torch.empty(parameter.shape, device="meta"), row.pattern, sizes).shape)
+    cropped = row.crop and info.shape[1:] == expected[1:] and info.shape[:1] > expected[:1]
+    if info.shape != expected and not cropped:
         raise WeightsError(
             f"{info.origin}: {name} has shape {list(info.shape)}, the configuration calls for {list(expected)} "
             f"({row.target}{', pattern ' + row.pattern if row.pattern else ''})"
@@ -201,19 +255,19 @@ def _check_shape(row: Row, name: str, parameter: Tensor, source: TensorSource, s
 
 
 @torch.no_grad()
-def _fill(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
-    direct = not row.pattern and parameter.device.type == "cpu" and source.tensors[name].dtype == parameter.dtype
+def _fill(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
+    direct = not row.pattern and parameter.device.type == "cpu" and source.tensors[piece.name].dtype == parameter.dtype
     if direct:
-        source.read_into(name, parameter)
+        source.read_into(piece.name, parameter, piece.index * len(parameter))
         return
-    for start, stop, rows in _chunks(row, name, parameter, source, sizes):
+    for start, stop, rows in _chunks(row, piece, parameter, source, sizes):
         parameter[start:stop].copy_(rows)
 
 
-def _equal(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> bool:
+def _equal(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> bool:
     return all(
         torch.equal(parameter.detach()[start:stop], rows.to(parameter.device, parameter.dtype))
-        for start, stop, rows in _chunks(row, name, parameter, source, sizes)
+        for start, stop, rows in _chunks(row, piece, parameter, source, sizes)
     )
 
 
@@ -224,17 +278,17 @@ def _untied(name: str, other: str, source: TensorSource) -> WeightsError:
     )
 
 
-def _chunks(row: Row, name: str, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]):
+def _chunks(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]):
     """(start, stop, values) along the parameter's first axis, a bounded number of bytes at a time."""
+    info = source.tensors[piece.name]
     if row.pattern:
-        info = source.tensors[name]
-        yield 0, len(parameter), _rearranged(source.read(name, 0, info.shape[0]), row.pattern, sizes)
+        yield 0, len(parameter), _rearranged(source.read(piece.name, 0, info.shape[0]), row.pattern, sizes)
         return
-    per_row = max(1, parameter[:1].numel() * source.tensors[name].dtype.itemsize)
-    step = max(1, CHUNK_BYTES // per_row)
+    per_row = max(1, parameter[:1].numel() * info.dtype.itemsize)
+    step, skip = max(1, CHUNK_BYTES // per_row), piece.index * len(parameter)
     for start in range(0, len(parameter), step):
         stop = min(start + step, len(parameter))
-        yield start, stop, source.read(name, start, stop)
+        yield start, stop, source.read(piece.name, skip + start, skip + stop)
 
 
 def _rearranged(value: Tensor, pattern: str, sizes: Mapping[str, int]) -> Tensor:

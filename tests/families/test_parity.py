@@ -1,56 +1,52 @@
 """Every class of every text family against Hugging Face: logits, hidden states, attention, gradients, and back again."""
 
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from encoderlens import HookedEncoder
 from encoderlens.families import REGISTRY
 from tests.parity import assert_gradient_parity, assert_parity, gradients, gradients_under_hf_names
-from tests.tiny import tiny_batch, tiny_hf
+from tests.tiny import VARIANTS, tiny_batch, tiny_hf
 
-CLASSES = [name for family in REGISTRY.values() if family.modality == "text" for name in family.classes]
-
-# Odd sizes, other activations and eps, one and three token types, an untied decoder.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "one token type, relu": {"type_vocab_size": 1, "hidden_act": "relu", "layer_norm_eps": 1e-5, "num_hidden_layers": 2},
-    "three token types, gelu_new": {
-        "type_vocab_size": 3,
-        "hidden_act": "gelu_new",
-        "hidden_size": 42,
-        "num_attention_heads": 7,
-    },
-    "untied, silu, one head": {
-        "tie_word_embeddings": False,
-        "hidden_act": "silu",
-        "num_attention_heads": 1,
-        "intermediate_size": 19,
-        "layer_norm_eps": 1e-3,
-    },
-}
+TEXT = {model_type: family for model_type, family in REGISTRY.items() if family.modality == "text"}
+CLASSES = [name for family in TEXT.values() for name in family.classes]
+# Every class as it is; and what else its family can be asked for, with one head (BERT's, with all of them).
+CASES = [(name, "plain") for name in CLASSES] + [
+    (name, variant)
+    for model_type, family in TEXT.items()
+    for name, tasks in family.classes.items()
+    if model_type == "bert" or tasks[:1] == ("masked_lm",)
+    for variant in VARIANTS[model_type]
+]
 
 
-@pytest.fixture(
-    params=[(name, variant) for name in CLASSES for variant in VARIANTS], ids=lambda param: f"{param[0]}, {param[1]}"
-)
+@pytest.fixture(params=CASES, ids=lambda param: f"{param[0]}, {param[1]}")
 def twins(request: pytest.FixtureRequest) -> tuple[Any, HookedEncoder, dict[str, torch.Tensor]]:
     hf_class, variant = request.param
-    overrides = VARIANTS[variant]
-    hf_model = tiny_hf(hf_class, seed=len(variant), **overrides)
+    model_type = getattr(transformers, hf_class).config_class.model_type
+    hf_model = tiny_hf(hf_class, seed=len(variant), **({} if variant == "plain" else VARIANTS[model_type][variant]))
     model = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu")
-    return hf_model, model, tiny_batch(n_types=overrides.get("type_vocab_size", 2))
+    return hf_model, model, tiny_batch(n_types=model.cfg.n_token_types)
+
+
+ALIKE = ("TokenClassification", "QuestionAnswering", "NextSentencePrediction")  # in other dtypes
 
 
 def run_hf(hf_model: Any, batch: dict[str, torch.Tensor], **kwargs: Any) -> Any:
-    return hf_model(batch["tokens"], attention_mask=batch["mask"], token_type_ids=batch["types"], **kwargs)
+    types = {"token_type_ids": batch["types"]} if "token_type_ids" in signature(hf_model.forward).parameters else {}
+    return hf_model(batch["tokens"], attention_mask=batch["mask"], **types, **kwargs)
 
 
 def hf_logits(output: Any) -> torch.Tensor:
     if "start_logits" in output:
         return torch.stack([output.start_logits, output.end_logits], -1)
-    return output.prediction_logits if "prediction_logits" in output else output.logits
+    if "prediction_logits" in output:
+        return output.prediction_logits
+    return output.logits.unsqueeze(-1) if "Electra" in type(output).__name__ else output.logits  # one logit for each token
 
 
 def test_forward(twins: Any) -> None:
@@ -95,6 +91,9 @@ def labels_for(model: HookedEncoder, batch: dict[str, torch.Tensor]) -> tuple[to
     if model.task in ("next_sentence", "sequence_classification"):
         labels = torch.randint(0, 2, shape[:1], generator=generator)
         return labels, {"labels": labels}
+    if model.task == "replaced_token_detection":
+        labels = torch.randint(0, 2, shape, generator=generator)
+        return labels, {"labels": labels.float()}
     high = model.cfg.d_vocab if model.task == "masked_lm" else 3
     labels = torch.randint(0, high, shape, generator=generator).masked_fill(batch["mask"] == 0, -100)
     labels[0, ::2] = -100
@@ -111,7 +110,7 @@ def test_loss_and_gradients(twins: Any) -> None:
         ours = model(batch["tokens"], "loss", batch["types"], batch["mask"], labels=labels)
         output = run_hf(hf_model, batch, **hf_labels)
         theirs = output.loss
-        if theirs is None:  # BertForPreTraining has a loss only for both heads at once
+        if theirs is None:  # classes for pre-training have a loss only for both heads at once
             theirs = torch.nn.functional.cross_entropy(output.prediction_logits.flatten(0, 1), labels.flatten())
     assert_parity(ours, theirs)
     ours.backward()
@@ -133,11 +132,11 @@ def test_to_hf_is_bit_exact(hf_class: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("hf_class", CLASSES)
+@pytest.mark.parametrize("hf_class", [name for name in CLASSES if not name.endswith(ALIKE)])
 def test_other_dtypes_run_end_to_end(hf_class: str, dtype: torch.dtype) -> None:
     hf_model = tiny_hf(hf_class, seed=5)
     model = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu", dtype=dtype)
-    batch = tiny_batch()
+    batch = tiny_batch(n_types=model.cfg.n_token_types)
     reference = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu")
     returns = "logits" if model.task else "hidden"
     arguments = (batch["tokens"], returns, batch["types"], batch["mask"])

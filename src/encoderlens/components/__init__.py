@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from encoderlens.components.attention import Attention
 from encoderlens.components.audio_embed import AudioEmbed, BatchNormConvPositions, WeightNormConvPositions
 from encoderlens.components.block import PostLNBlock, PreLNBlock
-from encoderlens.components.embed import AbsolutePositions, Embed
+from encoderlens.components.embed import AbsolutePositions, Embed, PaddedPositions
 from encoderlens.components.frontend import FeatureProjection, Frontend
 from encoderlens.components.heads import (
     AudioClassificationHead,
@@ -18,12 +19,17 @@ from encoderlens.components.heads import (
     MaskedLMHead,
     NextSentenceHead,
     Pooler,
+    PreClassifier,
     QuestionAnsweringHead,
+    ReplacedTokenHead,
+    SentenceOrderHead,
     SequenceClassificationHead,
     TokenClassificationHead,
 )
 from encoderlens.components.mlp import MLP, GatedMLP
-from encoderlens.components.norm import LayerNorm
+from encoderlens.components.norm import LayerNorm, RMSNorm
+from encoderlens.components.relative_bias import RelativeBias, RelativeBiasAttention
+from encoderlens.components.rotary import RotaryAttention
 from encoderlens.config import Part
 
 _COMPONENTS: dict[str, type] = {
@@ -43,10 +49,18 @@ _COMPONENTS: dict[str, type] = {
         MLP,
         MaskedLMHead,
         NextSentenceHead,
+        PaddedPositions,
         Pooler,
         PostLNBlock,
+        PreClassifier,
         PreLNBlock,
         QuestionAnsweringHead,
+        RMSNorm,
+        RelativeBias,
+        RelativeBiasAttention,
+        ReplacedTokenHead,
+        RotaryAttention,
+        SentenceOrderHead,
         SequenceClassificationHead,
         TokenClassificationHead,
         WeightNormConvPositions,
@@ -56,7 +70,15 @@ _COMPONENTS: dict[str, type] = {
 
 def build(part: Part, context: dict[str, Any]) -> Any:
     """The component that a part names, from the part's fields and what it takes of the model around it."""
-    return _COMPONENTS[part.component](**part.arguments(), **{name: context[name] for name in part.takes})
+    arguments = {name: build(value, context) if isinstance(value, Part) else value for name, value in part.arguments().items()}
+    return _COMPONENTS[part.component](**arguments, **{name: context[name] for name in part.takes})
+
+
+def share_parameters(module: nn.Module, owner: nn.Module) -> None:
+    """Make every parameter of a module that of another one of the same kind."""
+    for name, part in module.named_modules():
+        for key, parameter in owner.get_submodule(name).named_parameters(recurse=False):
+            part.register_parameter(key, parameter)
 
 
 @contextmanager
@@ -71,4 +93,4 @@ def empty_parameters(device: torch.device, dtype: torch.dtype) -> Iterator[None]
         torch.set_default_dtype(before)
 
 
-__all__ = ["Head", "build", "empty_parameters"]
+__all__ = ["Head", "build", "empty_parameters", "share_parameters"]

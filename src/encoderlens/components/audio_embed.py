@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from encoderlens.components.activations import Activation
 from encoderlens.components.linear import Gains
-from encoderlens.components.norm import LayerNorm
+from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step, Write
 from encoderlens.components.spec_augment import mask_spans
 from encoderlens.config import SpecAugment
@@ -101,7 +101,7 @@ class AudioEmbed(nn.Module):
         augment: SpecAugment | None,
         d_model: int,
         pos_embed: ConvPositions,
-        norm: Callable[[], LayerNorm],
+        norm: Callable[..., ScaledNorm],
     ) -> None:
         super().__init__()
         self.dropout, self.augment = dropout, augment

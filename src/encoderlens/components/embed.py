@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from encoderlens.components.linear import Component, WeightView
-from encoderlens.components.norm import LayerNorm
-from encoderlens.components.residual import Norm, Step, Write
+from encoderlens.components.linear import Component, Linear, WeightView
+from encoderlens.components.norm import ScaledNorm
+from encoderlens.components.residual import Norm, Projection, Step, Write
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 
@@ -19,11 +19,11 @@ class TokenEmbedding(Component):
 
     W_E = WeightView("weight")
 
-    def __init__(self, d_vocab: int, d_model: int) -> None:
+    def __init__(self, d_vocab: int, d_embed: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(d_vocab, d_model))
+        self.weight = nn.Parameter(torch.empty(d_vocab, d_embed))
 
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_embed"]:
         return F.embedding(tokens, self.weight)
 
 
@@ -32,60 +32,134 @@ class TokenTypeEmbedding(Component):
 
     W_token_type = WeightView("weight")
 
-    def __init__(self, n_token_types: int, d_model: int) -> None:
+    def __init__(self, n_token_types: int, d_embed: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_token_types, d_model))
+        self.weight = nn.Parameter(torch.empty(n_token_types, d_embed))
 
     def forward(
         self, token_type_ids: Int[Tensor, "batch pos"] | None, sequence: Sequence
-    ) -> Float[Tensor, "batch pos d_model"]:
+    ) -> Float[Tensor, "batch pos d_embed"]:
         if token_type_ids is None:
             return self.weight[0].expand(sequence.batch, sequence.pos, -1)
         return F.embedding(token_type_ids, self.weight)
 
 
+class TaskTypeEmbedding(Component):
+    """One row of the table for every position: that of the task (Sun et al. 2020).
+
+    Attributes:
+        task_type: the number of the task; 0 as in Hugging Face, unless set.
+    """
+
+    W_task_type = WeightView("weight")
+
+    def __init__(self, n_task_types: int, d_embed: int) -> None:
+        super().__init__()
+        self.task_type = 0
+        self.weight = nn.Parameter(torch.empty(n_task_types, d_embed))
+
+    def forward(self, sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+        return self.weight[self.task_type].expand(sequence.batch, sequence.pos, -1)
+
+
 class AbsolutePositions(Component):
-    """A learned vector for each position."""
+    """A learned vector for each position, counted from 0 at the first, padding included."""
 
     W_pos = WeightView("weight")
 
-    def __init__(self, n_ctx: int, d_model: int) -> None:
+    def __init__(self, n_ctx: int, d_embed: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_ctx, d_model))
+        self.weight = nn.Parameter(torch.empty(n_ctx, d_embed))
 
-    def forward(self, sequence: Sequence) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
         return sequence.position_rows(self.weight)
 
 
+class PaddedPositions(Component):
+    """A learned vector for each position, counted from the first token that is not padding (Liu et al. 2019).
+
+    Row ``pad`` of the table is that of padding, and those before it are never read; ``W_pos`` is without them.
+
+    Args:
+        pad: the id of the padding token.
+    """
+
+    W_pos = WeightView("weight", skip="skipped")
+
+    def __init__(self, n_ctx: int, pad: int, d_embed: int) -> None:
+        super().__init__()
+        self.pad, self.skipped = pad, pad + 1
+        self.weight = nn.Parameter(torch.empty(n_ctx + self.skipped, d_embed))
+
+    def forward(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+        real = tokens != self.pad
+        return F.embedding(self.pad + real.cumsum(1) * real, self.weight)
+
+
+Positions = AbsolutePositions | PaddedPositions
+
+
 class Embed(nn.Module):
-    """``LN(embed + token_type_embed + pos_embed)``, then dropout in training."""
+    """``LN(embed + token_type_embed + pos_embed)``, then dropout in training; some of these may be missing.
+
+    Factorised embeddings have a width of their own, and a linear layer behind the norm (Lan et al. 2020).
+
+    Args:
+        n_token_types, n_task_types: rows of these tables; 0 for none.
+        normed: whether there is a norm.
+        zeroes_padding: whether what leaves is zero at padding.
+        projected: whether there is a linear layer from ``d_embed`` to ``d_model``.
+        pos_embed: None where positions enter in attention only.
+    """
 
     def __init__(
         self,
         d_vocab: int,
         n_token_types: int,
+        n_task_types: int,
+        d_embed: int,
+        projected: bool,
+        normed: bool,
+        zeroes_padding: bool,
         dropout: float,
         d_model: int,
-        pos_embed: AbsolutePositions,
-        norm: Callable[[], LayerNorm],
+        pos_embed: Positions | None,
+        norm: Callable[..., ScaledNorm],
     ) -> None:
         super().__init__()
-        self.dropout = dropout
-        self.embed = TokenEmbedding(d_vocab, d_model)
+        self.dropout, self.zeroes_padding = dropout, zeroes_padding
+        axes = "batch pos d_embed" if projected else "batch pos d_model"
+        self.embed = TokenEmbedding(d_vocab, d_embed)
         self.pos_embed = pos_embed
-        self.token_type_embed = TokenTypeEmbedding(n_token_types, d_model)
-        self.hook_embed = HookPoint("batch pos d_model")
-        self.hook_token_type_embed = HookPoint("batch pos d_model")
-        self.hook_pos_embed = HookPoint("batch pos d_model")
-        self.ln = norm()
+        self.token_type_embed = TokenTypeEmbedding(n_token_types, d_embed) if n_token_types else None
+        self.task_type_embed = TaskTypeEmbedding(n_task_types, d_embed) if n_task_types else None
+        self.hook_embed = HookPoint(axes)
+        if self.token_type_embed is not None:
+            self.hook_token_type_embed = HookPoint(axes)
+        if self.task_type_embed is not None:
+            self.hook_task_type_embed = HookPoint(axes)
+        if self.pos_embed is not None:
+            self.hook_pos_embed = HookPoint(axes)
+        self.ln = norm(d_embed, axes.split()[-1]) if normed else None
+        self.projection = Linear(d_embed, d_model) if projected else None
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], token_type_ids: Int[Tensor, "batch pos"] | None, sequence: Sequence
     ) -> Float[Tensor, "batch pos d_model"]:
-        words = self.hook_embed(self.embed(tokens))
-        types = self.hook_token_type_embed(self.token_type_embed(token_type_ids, sequence))
-        positions = self.hook_pos_embed(self.pos_embed(sequence))
-        return F.dropout(self.ln(words + types + positions), self.dropout, self.training)
+        total = self.hook_embed(self.words(tokens, sequence))
+        if self.token_type_embed is not None:
+            total = total + self.hook_token_type_embed(self.token_type_embed(token_type_ids, sequence))
+        if self.task_type_embed is not None:
+            total = total + self.hook_task_type_embed(self.task_type_embed(sequence))
+        if self.pos_embed is not None:
+            total = total + self.hook_pos_embed(self.pos_embed(tokens, sequence))
+        normed = total if self.ln is None else self.ln(total)
+        settled = F.dropout(sequence.zeroed(normed) if self.zeroes_padding else normed, self.dropout, self.training)
+        return settled if self.projection is None else self.projection(settled)
+
+    def words(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+        """What stands for the tokens themselves."""
+        return self.embed(tokens)
 
     @property
     def shared(self) -> dict[str, nn.Parameter]:
@@ -95,4 +169,17 @@ class Embed(nn.Module):
     @property
     def residual_path(self) -> list[Step]:
         """The residual path up to block 0."""
-        return [Write(self.hook_embed), Write(self.hook_pos_embed), Write(self.hook_token_type_embed), Norm(self.ln)]
+        steps: list[Step] = [Write(self.hook_embed)]
+        if self.pos_embed is not None:
+            steps.append(Write(self.hook_pos_embed))
+        if self.token_type_embed is not None:
+            steps.append(Write(self.hook_token_type_embed))
+        if self.task_type_embed is not None:
+            steps.append(Write(self.hook_task_type_embed))
+        if self.ln is not None:
+            steps.append(Norm(self.ln))
+        return steps if self.projection is None else [*steps, Projection(self.projection)]
+
+    def to_stream(self, table: Float[Tensor, "row d_embed"]) -> Float[Tensor, "row d_model"]:
+        """Rows of a table as the stream gets them but for the norm: the rows themselves, or through the projection."""
+        return table if self.projection is None else table @ self.projection.weight.mT

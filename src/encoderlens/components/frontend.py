@@ -110,7 +110,7 @@ class FeatureProjection(nn.Module):
     def __init__(self, d_in: int, norm_eps: float | None, dropout: float, d_model: int) -> None:
         super().__init__()
         self.dropout = dropout
-        self.ln = None if norm_eps is None else LayerNorm(d_in, norm_eps, "channel")
+        self.ln = None if norm_eps is None else LayerNorm(d_in, norm_eps, width="channel")
         self.dense = Linear(d_in, d_model)
         self.hook_out = HookPoint("batch pos d_model")
 

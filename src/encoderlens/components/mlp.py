@@ -39,7 +39,7 @@ class NeuronWriter(Writer):
         return self.W_out
 
     @property
-    def out_bias(self) -> Float[Tensor, " d_model"]:
+    def out_bias(self) -> Float[Tensor, " d_model"] | None:
         return self.output.bias
 
     def spread(self, activation: Neurons, weight: Float[Tensor, "d_mlp out"]) -> Float[Tensor, "*rows d_mlp out"]:
@@ -52,12 +52,12 @@ class NeuronWriter(Writer):
 class MLP(NeuronWriter):
     """``act(x W_in + b_in) W_out + b_out``."""
 
-    def __init__(self, d_mlp: int, act_fn: str, dropout: float, d_model: int) -> None:
+    def __init__(self, d_mlp: int, act_fn: str, dropout: float, bias: bool, d_model: int) -> None:
         super().__init__()
         self.dropout = dropout
         self.act_fn = Activation(act_fn)
-        self.input = Linear(d_model, d_mlp)
-        self.output = Linear(d_mlp, d_model)
+        self.input = Linear(d_model, d_mlp, bias)
+        self.output = Linear(d_mlp, d_model, bias)
         self.hook_in = HookPoint("batch pos d_model")
         self.hook_pre = HookPoint("batch pos d_mlp")
         self.hook_post = HookPoint("batch pos d_mlp")
@@ -73,13 +73,13 @@ class GatedMLP(NeuronWriter):
     W_gate = WeightView("gate.weight", "d_mlp d_model -> d_model d_mlp")
     b_gate = WeightView("gate.bias")
 
-    def __init__(self, d_mlp: int, act_fn: str, dropout: float, d_model: int) -> None:
+    def __init__(self, d_mlp: int, act_fn: str, dropout: float, bias: bool, d_model: int) -> None:
         super().__init__()
         self.dropout = dropout
         self.act_fn = GatedActivation(act_fn)
-        self.gate = Linear(d_model, d_mlp)
-        self.input = Linear(d_model, d_mlp)
-        self.output = Linear(d_mlp, d_model)
+        self.gate = Linear(d_model, d_mlp, bias)
+        self.input = Linear(d_model, d_mlp, bias)
+        self.output = Linear(d_mlp, d_model, bias)
         self.hook_in = HookPoint("batch pos d_model")
         self.hook_pre = HookPoint("batch pos d_mlp")
         self.hook_pre_linear = HookPoint("batch pos d_mlp")

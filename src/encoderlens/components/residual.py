@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from encoderlens.components.linear import Component
-from encoderlens.components.norm import LayerNorm
+from encoderlens.components.linear import Component, Linear
+from encoderlens.components.norm import ScaledNorm
 from encoderlens.hook_points import HookPoint
 from encoderlens.names import in_block, norm_label, part_label, write_label
+from encoderlens.precision import at_least_float32
 
 
 class Writer(Component, ABC):
@@ -47,8 +48,8 @@ class Writer(Component, ABC):
 
     @property
     @abstractmethod
-    def out_bias(self) -> Float[Tensor, " d_model"]:
-        """What is written beside the parts."""
+    def out_bias(self) -> Float[Tensor, " d_model"] | None:
+        """What is written beside the parts, if anything is."""
 
     @abstractmethod
     def spread(
@@ -99,21 +100,98 @@ class WriteOfParts(Write):
         return in_block(self.point.layer(), self.writer.bias_name)
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A norm that the whole stream passes through."""
-
-    norm: LayerNorm
+class Passage(ABC):
+    """A map that the whole stream passes through: linear but for a scale of each row, and a bias."""
 
     @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """What computes it."""
+
+    @property
+    @abstractmethod
+    def bias(self) -> Float[Tensor, " d_model"] | None:
+        """What it adds, if anything."""
+
+    @property
+    @abstractmethod
+    def scale_point(self) -> HookPoint | None:
+        """Where its scale passes, if it has one."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The row label of its bias: ``"0_ln1_b"``."""
+
+    @property
+    @abstractmethod
     def in_embeddings(self) -> bool:
         """Whether it stands before the blocks."""
-        return str(self.norm.hook_scale.name).startswith("embed.")
+
+    @abstractmethod
+    def in_front_of(self, matrix: Float[Tensor, "d_out out"] | None) -> Float[Tensor, "d_in out"]:
+        """The matrix of its linear part at a scale of one, times ``matrix`` (None: the identity), in float32 or wider."""
+
+
+@dataclass(frozen=True)
+class Norm(Passage):
+    """A norm that the whole stream passes through."""
+
+    norm: ScaledNorm
+
+    @property
+    def module(self) -> nn.Module:
+        return self.norm
+
+    @property
+    def bias(self) -> Float[Tensor, " d_model"] | None:
+        return self.norm.b
+
+    @property
+    def scale_point(self) -> HookPoint:
+        return self.norm.hook_scale
 
     @property
     def label(self) -> str:
-        """The row label of its bias: ``"0_ln1_b"``."""
         return norm_label(str(self.norm.hook_scale.name))
 
+    @property
+    def in_embeddings(self) -> bool:
+        return str(self.norm.hook_scale.name).startswith("embed.")
 
-Step = Write | Norm
+    def in_front_of(self, matrix: Float[Tensor, "d_model out"] | None) -> Float[Tensor, "d_model out"]:
+        return self.norm.in_front_of(matrix)
+
+
+@dataclass(frozen=True)
+class Projection(Passage):
+    """A linear layer that the embeddings pass through, from their own width to the stream's."""
+
+    linear: Linear
+
+    @property
+    def label(self) -> str:
+        return "embed_b"
+
+    @property
+    def in_embeddings(self) -> bool:
+        return True
+
+    @property
+    def scale_point(self) -> None:
+        return None
+
+    @property
+    def module(self) -> nn.Module:
+        return self.linear
+
+    @property
+    def bias(self) -> Float[Tensor, " d_model"] | None:
+        return self.linear.bias
+
+    def in_front_of(self, matrix: Float[Tensor, "d_model out"] | None) -> Float[Tensor, "d_embed out"]:
+        weight = at_least_float32(self.linear.weight.detach().mT)
+        return weight if matrix is None else weight.to(matrix) @ matrix
+
+
+Step = Write | Passage

@@ -1,12 +1,26 @@
 """The registry: every model family that EncoderLens knows, by ``model_type``."""
 
 from encoderlens.errors import UnknownArchitectureError
+from encoderlens.families.albert import ALBERT
 from encoderlens.families.bert import BERT
+from encoderlens.families.camembert import CAMEMBERT
+from encoderlens.families.distilbert import DISTILBERT
+from encoderlens.families.electra import ELECTRA
+from encoderlens.families.ernie import ERNIE
 from encoderlens.families.family import Family
 from encoderlens.families.hubert import HUBERT
+from encoderlens.families.megatron_bert import MEGATRON_BERT
+from encoderlens.families.mpnet import MPNET
+from encoderlens.families.roberta import ROBERTA
+from encoderlens.families.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 from encoderlens.families.wav2vec2 import WAV2VEC2
+from encoderlens.families.xlm_roberta import XLM_ROBERTA
 
-REGISTRY: dict[str, Family] = {family.model_type: family for family in (BERT, HUBERT, WAV2VEC2)}
+POST_LN = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, ALBERT, MPNET, ERNIE)
+PRE_LN = (MEGATRON_BERT, ROBERTA_PRELAYERNORM)
+SPEECH = (HUBERT, WAV2VEC2)
+
+REGISTRY: dict[str, Family] = {family.model_type: family for family in (*POST_LN, *PRE_LN, *SPEECH)}
 
 
 def family_of(model_type: str | None, where: str) -> Family:

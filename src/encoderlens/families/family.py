@@ -109,6 +109,8 @@ class Family:
         hf_arguments: further constructor arguments of a Hugging Face class for a configuration.
         layer_norm, positions: for the table of supported models.
         modality: what it reads.
+        pooled: the tasks whose heads read the pooler.
+        layer_key: what stands for ``{l}`` in the checkpoint's key of a layer with parameters of its own.
     """
 
     name: str
@@ -125,19 +127,18 @@ class Family:
     positions: str
     modality: Literal["text", "audio"] = "text"
     kept: tuple[str, ...] = ()
+    pooled: frozenset[str] = frozenset()
+    layer_key: Callable[[EncoderConfig, int], str] = lambda cfg, layer: str(layer)
 
     @property
     def base_class(self) -> str:
         return next(name for name, tasks in self.classes.items() if not tasks)
 
-    def rows(self, parts: Iterable[str], n_layers: int, n_convs: int = 0) -> list[Row]:
-        """The table of a model with these parts, expanded over its layers and convolutions."""
-        chosen = (*self.encoder_rows, *(row for part in parts for row in self.part_rows[part]))
-        return expand(chosen, n_layers, n_convs)
-
     def rows_of(self, cfg: EncoderConfig) -> list[Row]:
-        """The table of a configuration."""
-        return self.rows(parts_of(cfg), cfg.n_layers, 0 if cfg.frontend is None else len(cfg.frontend.channels))
+        """The table of a configuration, expanded over its layers and convolutions."""
+        chosen = (*self.encoder_rows, *(row for part in parts_of(cfg) for row in self.part_rows[part]))
+        layers = {layer: self.layer_key(cfg, layer) for layer in sorted(set(cfg.owners))}
+        return expand(chosen, layers, 0 if cfg.frontend is None else len(cfg.frontend.channels))
 
     def parts_in(self, names: Iterable[str] | Mapping[str, object]) -> frozenset[str]:
         """The parts of which a checkpoint holds any tensor."""

@@ -61,4 +61,4 @@ EPS = 1e-5  # what its configuration says of eps when it is left out
 
 def rows(modality: str, n_layers: int, n_convs: int) -> list[Row]:
     """The table of its text or its audio class, expanded over layers and convolutions."""
-    return expand((*IN_FRONT_AND_BEHIND[modality], *BLOCKS), n_layers, n_convs)
+    return expand((*IN_FRONT_AND_BEHIND[modality], *BLOCKS), {layer: str(layer) for layer in range(n_layers)}, n_convs)

@@ -1,15 +1,14 @@
 """The head that classifies clips."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from encoderlens.batch import Batch
-from encoderlens.components.heads.head import NamedOutputs, check_class_ids, cross_entropy
-from encoderlens.components.heads.modules import Classifier, Projector
+from encoderlens.components.heads.classification import ClassHead
+from encoderlens.components.heads.modules import Biases, Classifier, Projector
 from encoderlens.components.layer_sum import LayerSum
 from encoderlens.sequence import Sequence
 
 
-class AudioClassificationHead(NamedOutputs[Batch]):
+class AudioClassificationHead(ClassHead):
     """Logits over labels for each clip [batch label], from the mean of its projected real frames.
 
     Args:
@@ -32,15 +31,6 @@ class AudioClassificationHead(NamedOutputs[Batch]):
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
         return self.classifier(sequence.mean(self.projector(resid)))
 
-    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
-        check_class_ids(labels, (sequence.batch,), len(self.labels))
-
-    def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
-        return cross_entropy(logits, labels)
-
-    def decode(self, logits: Tensor, batch: Batch) -> list[str]:
-        return [self.labels[best] for best in logits.argmax(-1).tolist()]
-
-    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
+    def all_biases(self) -> Biases:
         projector, classifier = self.projector.dense, self.classifier.dense
         return {"projector_b": (projector, projector.bias), "head_b": (classifier, classifier.bias)}

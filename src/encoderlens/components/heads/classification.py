@@ -1,18 +1,36 @@
-"""Heads that choose among named classes: next sentence, sequence and token classification."""
+"""Heads that choose one of several named classes: next sentence, sentence order, token classification, replaced tokens."""
 
-from typing import Any, Literal
+from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoderlens.batch import Batch
-from encoderlens.components.heads.head import NamedOutputs, check_class_ids, check_label_shape, cross_entropy
-from encoderlens.components.heads.modules import Classifier, NSPHead, Pooler
+from encoderlens.components.heads.head import IGNORED, NamedOutputs, check_class_ids, cross_entropy
+from encoderlens.components.heads.modules import Biases, Classifier, NSPHead, Pooler, PreClassifier
 from encoderlens.precision import at_least_float32
-from encoderlens.sequence import Sequence
+from encoderlens.sequence import Sequence, at_positions
 
 
-class NextSentenceHead(NamedOutputs[Batch]):
+class ClassHead(NamedOutputs[Batch]):
+    """A head whose logits are scores of classes that exclude each other, for each sequence or each position."""
+
+    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
+        expected = (sequence.batch, sequence.pos) if self.per_position else (sequence.batch,)
+        check_class_ids(labels, expected, len(self.labels))
+
+    def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
+        return cross_entropy(logits, labels)
+
+    def decode(self, logits: Tensor, batch: Batch) -> list[Any]:
+        best = logits.argmax(-1)
+        if self.per_position:
+            return [[self.labels[index] for index in row] for row in real_rows(best, batch.sequence)]
+        return [self.labels[index] for index in best.tolist()]
+
+
+class NextSentenceHead(ClassHead):
     """Logits [batch 2]: index 0 says that the second sentence follows the first, index 1 that it does not."""
 
     task = "next_sentence"
@@ -26,106 +44,90 @@ class NextSentenceHead(NamedOutputs[Batch]):
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
         return self.nsp_head(self.pooler(resid, sequence))
 
-    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
-        check_class_ids(labels, (sequence.batch,), 2)
-
-    def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
-        return cross_entropy(logits, labels)
-
-    def decode(self, logits: Tensor, batch: Batch) -> list[str]:
-        return [self.labels[best] for best in logits.argmax(-1).tolist()]
-
-    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
+    def all_biases(self) -> Biases:
         return self.pooler.biases() | {"head_b": (self.nsp_head.dense, self.nsp_head.dense.bias)}
 
 
-class SequenceClassificationHead(NamedOutputs[Batch]):
-    """Logits over labels for each sequence [batch label]; one label means regression."""
+class SentenceOrderHead(ClassHead):
+    """Logits [batch 2]: index 0 says that two sentences stand in order, index 1 that they are swapped (Lan et al. 2020)."""
 
-    task = "sequence_classification"
+    task = "sentence_order"
     per_position = False
+    labels = ("The sentences are in order", "The sentences are swapped")
 
-    def __init__(self, labels: tuple[str, ...], problem_type: str | None, dropout: float, d_model: int, pooler: Pooler) -> None:
-        self.labels, self.problem_type = labels, problem_type
-        self.pooler, self.classifier = pooler, Classifier(d_model, len(labels), dropout, rows="batch")
-        super().__init__(pooler=pooler, classifier=self.classifier)
+    def __init__(self, dropout: float, d_model: int, pooler: Pooler) -> None:
+        self.pooler, self.sop_head = pooler, Classifier(d_model, 2, dropout, rows="batch")
+        super().__init__(pooler=pooler, sop_head=self.sop_head)
 
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
-        return self.classifier(self.pooler(resid, sequence))
+        return self.sop_head(self.pooler(resid, sequence))
 
-    def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
-        problem, n_labels = self._problem(labels), len(self.labels)
-        if problem == "single_label_classification":
-            check_class_ids(labels, (sequence.batch,), n_labels)
-        elif n_labels > 1 or labels.ndim > 1:
-            check_label_shape(labels, (sequence.batch, n_labels), f"{problem} targets")
-        else:
-            check_label_shape(labels, (sequence.batch,), f"{problem} targets")
-
-    def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
-        problem = self._problem(labels)
-        if problem == "single_label_classification":
-            return cross_entropy(logits, labels)
-        scored = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
-        return scored(logits, labels.to(logits.dtype).reshape(logits.shape))
-
-    def decode(self, logits: Tensor, batch: Batch) -> list[Any]:
-        if self._regresses():
-            return logits.squeeze(-1).tolist()
-        if self.problem_type == "multi_label_classification":
-            return [[label for label, score in zip(self.labels, row, strict=True) if score > 0] for row in logits.tolist()]
-        return [self.labels[best] for best in logits.argmax(-1).tolist()]
-
-    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
-        return self.pooler.biases() | {"head_b": (self.classifier.dense, self.classifier.dense.bias)}
-
-    def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
-        """Of each label on its own for a multi-label head; a regression's values as they are."""
-        logits = at_least_float32(self.forward(resid, sequence))
-        if self._regresses():
-            return logits
-        return logits.sigmoid() if self.problem_type == "multi_label_classification" else logits.softmax(-1)
-
-    @property
-    def measure(self) -> Literal["probability", "value"]:
-        return "value" if self._regresses() else "probability"
-
-    def _regresses(self) -> bool:
-        return self.problem_type == "regression" or (self.problem_type is None and len(self.labels) == 1)
-
-    def _problem(self, labels: Tensor) -> str:
-        if self.problem_type is not None:
-            return self.problem_type
-        if len(self.labels) == 1:
-            return "regression"
-        return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    def all_biases(self) -> Biases:
+        return self.pooler.biases() | {"head_b": (self.sop_head.dense, self.sop_head.dense.bias)}
 
 
-class TokenClassificationHead(NamedOutputs[Batch]):
-    """Logits over labels for each position [batch pos label]; predictions are one label a real position."""
+class TokenClassificationHead(ClassHead):
+    """Logits over labels for each position [batch pos label]; predictions are one label a real position.
+
+    Args:
+        pre_classifier: the transform in front of the classifier, if there is one.
+    """
 
     task = "token_classification"
     per_position = True
 
-    def __init__(self, labels: tuple[str, ...], dropout: float, d_model: int) -> None:
-        self.labels = labels
+    def __init__(self, labels: tuple[str, ...], dropout: float, pre_classifier: PreClassifier | None, d_model: int) -> None:
+        self.labels, self.pre_classifier = labels, pre_classifier
         self.classifier = Classifier(d_model, len(labels), dropout, rows="batch pos")
-        super().__init__(classifier=self.classifier)
+        transform = {} if pre_classifier is None else {"pre_classifier": pre_classifier}
+        super().__init__(**transform, classifier=self.classifier)
 
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
-        return self.classifier(resid)
+        return self.classifier(resid if self.pre_classifier is None else self.pre_classifier(resid, sequence))
+
+    def all_biases(self) -> Biases:
+        transform = {} if self.pre_classifier is None else self.pre_classifier.biases()
+        return transform | {"head_b": (self.classifier.dense, self.classifier.dense.bias)}
+
+
+class ReplacedTokenHead(NamedOutputs[Batch]):
+    """One logit for each position [batch pos 1]: above zero it says that a generator has put the token there (Clark et al.
+    2020). Labels are [batch pos], 1 for a replaced token; the loss leaves padding and -100 out.
+    """
+
+    task = "replaced_token_detection"
+    per_position = True
+    labels = ("replaced",)
+    verdicts = ("original", "replaced")
+
+    def __init__(self, pre_classifier: PreClassifier, d_model: int) -> None:
+        self.pre_classifier, self.rtd_head = pre_classifier, Classifier(d_model, 1, 0.0, rows="batch pos")
+        super().__init__(pre_classifier=pre_classifier, rtd_head=self.rtd_head)
+
+    def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
+        return self.rtd_head(self.pre_classifier(resid, sequence))
 
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
-        check_class_ids(labels, (sequence.batch, sequence.pos), len(self.labels))
+        check_class_ids(labels, (sequence.batch, sequence.pos), 2, "labels of original (0) and replaced (1) tokens")
 
     def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
-        return cross_entropy(logits, labels)
+        scored = (labels != IGNORED) & sequence.real.to(labels.device)
+        return F.binary_cross_entropy_with_logits(logits.squeeze(-1)[scored], labels[scored].to(logits.dtype))
 
     def decode(self, logits: Tensor, batch: Batch) -> list[list[str]]:
-        mask = batch.sequence.mask
-        best = logits.argmax(-1)
-        rows = [best[row] if mask is None else best[row][mask[row]] for row in range(len(best))]
-        return [[self.labels[index] for index in row.tolist()] for row in rows]
+        replaced = (logits.squeeze(-1) > 0).long()
+        return [[self.verdicts[verdict] for verdict in row] for row in real_rows(replaced, batch.sequence)]
 
-    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
-        return {"head_b": (self.classifier.dense, self.classifier.dense.bias)}
+    def all_biases(self) -> Biases:
+        return self.pre_classifier.biases() | {"head_b": (self.rtd_head.dense, self.rtd_head.dense.bias)}
+
+    def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
+        """Of each token having been replaced."""
+        from_logits = at_least_float32(self.forward(resid, sequence)).sigmoid()
+        return from_logits if at is None else at_positions(from_logits, at)
+
+
+def real_rows(values: Tensor, sequence: Sequence) -> list[list[Any]]:
+    """Of each sequence, the values [batch pos] at real positions."""
+    mask = sequence.mask
+    return [(row if mask is None else row[mask[index]]).tolist() for index, row in enumerate(torch.unbind(values))]

@@ -4,10 +4,10 @@ from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoderlens.components.heads.head import IGNORED, AudioContext, TokenOutputs
-from encoderlens.components.heads.modules import Classifier
+from encoderlens.components.heads.modules import Biases, Classifier
 from encoderlens.errors import InputError
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence
@@ -69,7 +69,7 @@ class CTCHead(TokenOutputs[AudioContext]):
             for row, mask in zip(logits.argmax(-1), batch.sequence.real, strict=True)
         ]
 
-    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
+    def all_biases(self) -> Biases:
         return {"head_b": (self.ctc_head.dense, self.ctc_head.dense.bias)}
 
     @property
@@ -78,7 +78,7 @@ class CTCHead(TokenOutputs[AudioContext]):
 
     @property
     def n_outputs(self) -> int:
-        return len(self.ctc_head.dense.bias)
+        return len(self.ctc_head.dense.weight)
 
 
 def frames_needed(symbols: list[int]) -> int:

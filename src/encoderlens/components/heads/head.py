@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from encoderlens.batch import Batch
 from encoderlens.components.freezing import freeze
+from encoderlens.components.heads.modules import Biases
 from encoderlens.components.layer_sum import LayerSum
 from encoderlens.errors import InputError, TokenizerMissingError
 from encoderlens.names import did_you_mean
@@ -137,9 +138,13 @@ class Head(ABC, Generic[BatchKind]):
 
     # What analyses ask
 
-    @abstractmethod
     def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
-        """Its biases by row label, each with the module to whose output it is added."""
+        """The biases that it has by row label, each with the module to whose output it is added."""
+        return {label: (module, bias) for label, (module, bias) in self.all_biases().items() if bias is not None}
+
+    @abstractmethod
+    def all_biases(self) -> Biases:
+        """As ``biases``, with None for those that this checkpoint's layers do not have."""
 
     @abstractmethod
     def output_name(self, index: int, tokenizer: Any) -> str:

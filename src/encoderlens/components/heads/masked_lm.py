@@ -6,43 +6,72 @@ import torch
 from torch import Tensor, nn
 
 from encoderlens.components.heads.head import TextContext, TokenOutputs, check_class_ids, cross_entropy
-from encoderlens.components.heads.modules import MLMTransform, Unembed
-from encoderlens.components.norm import LayerNorm
+from encoderlens.components.heads.modules import Biases, MLMTransform, Unembed
+from encoderlens.components.norm import ScaledNorm
 from encoderlens.errors import InputError
 from encoderlens.sequence import Sequence
 
 
 class MaskedLMHead(TokenOutputs[TextContext]):
-    """Logits over word pieces at every position [batch pos d_vocab]; predictions are the best piece for each mask."""
+    """Logits over word pieces at every position [batch pos d_vocab]; predictions are the best piece for each mask.
+
+    Args:
+        act_fn: of the transform in front of the unembedding; None for no transform.
+        tied: whether the unembedding is the embedding.
+        bias, unembed_bias: whether the transform's dense layer, and the unembedding, have a bias.
+    """
 
     task = "masked_lm"
     per_position = True
 
-    def __init__(self, act_fn: str, tied: bool, d_model: int, norm: Callable[[], LayerNorm], embedding: nn.Parameter) -> None:
+    def __init__(
+        self,
+        act_fn: str | None,
+        tied: bool,
+        bias: bool,
+        unembed_bias: bool,
+        d_model: int,
+        norm: Callable[..., ScaledNorm],
+        embedding: nn.Parameter,
+    ) -> None:
         weight = embedding if tied else nn.Parameter(torch.empty_like(embedding))
-        self.transform, self.unembed = MLMTransform(d_model, act_fn, norm), Unembed(weight)
-        super().__init__(mlm_head=self.transform, unembed=self.unembed)
+        self.unembed = Unembed(weight, d_model, unembed_bias)
+        self.transform = None if act_fn is None else MLMTransform(d_model, weight.shape[1], act_fn, bias, norm)
+        transform = {} if self.transform is None else {"mlm_head": self.transform}
+        super().__init__(**transform, unembed=self.unembed)
 
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
-        return self.unembed(self.transform(resid))
+        return self.unembed(self._transformed(resid))
+
+    def _transformed(self, resid: Tensor) -> Tensor:
+        return resid if self.transform is None else self.transform(resid)
 
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
-        check_class_ids(labels, (sequence.batch, sequence.pos), len(self.unembed.bias))
+        check_class_ids(labels, (sequence.batch, sequence.pos), self.n_outputs)
 
     def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
         return cross_entropy(logits, labels)
 
-    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
+    def all_biases(self) -> Biases:
+        unembed: Biases = {"b_U": (self.unembed, self.unembed.bias)}
+        if self.transform is None:
+            return unembed
         dense, ln = self.transform.dense, self.transform.ln
-        return {"head_b": (dense, dense.bias), "head_ln_b": (ln, ln.b), "b_U": (self.unembed, self.unembed.bias)}
+        return {"head_b": (dense, dense.bias), "head_ln_b": (ln, ln.b), **unembed}
 
     def score(self, resid: Tensor, sequence: Sequence, targets: Tensor) -> Tensor:
-        rows, bias = self.unembed.weight[targets], self.unembed.bias[targets]
-        return (self.transform(resid) * rows).sum(-1) + bias
+        scores = (self._transformed(resid) * self.unembed.weight[targets]).sum(-1)
+        return scores if self.unembed.bias is None else scores + self.unembed.bias[targets]
 
     @property
     def n_outputs(self) -> int:
-        return len(self.unembed.bias)
+        return len(self.unembed.weight)
+
+    @property
+    def W_U(self) -> Tensor:
+        """The unembedding from the stream [d_model d_vocab]: of factorised embeddings, through the transform's dense layer."""
+        W_U = self.unembed.W_U
+        return W_U if self.transform is None or len(W_U) == len(self.transform.W) else self.transform.W @ W_U
 
     def default_positions(self, batch: TextContext) -> Tensor:
         try:

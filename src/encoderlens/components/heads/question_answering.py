@@ -2,27 +2,32 @@
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoderlens.components.heads.head import NamedOutputs, TextContext, check_class_ids, cross_entropy
-from encoderlens.components.heads.modules import Classifier
+from encoderlens.components.heads.modules import Biases, Classifier, PreClassifier
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence, at_positions
 
 
 class QuestionAnsweringHead(NamedOutputs[TextContext]):
-    """Start and end logits [batch pos 2]; predictions are the text of the best span."""
+    """Start and end logits [batch pos 2]; predictions are the text of the best span.
+
+    Args:
+        pre_classifier: the transform in front of the linear layer, if there is one.
+    """
 
     task = "question_answering"
     per_position = True
     labels = ("start", "end")
 
-    def __init__(self, d_model: int) -> None:
-        self.qa_head = Classifier(d_model, 2, dropout=0.0, rows="batch pos")
-        super().__init__(qa_head=self.qa_head)
+    def __init__(self, dropout: float, pre_classifier: PreClassifier | None, d_model: int) -> None:
+        self.pre_classifier, self.qa_head = pre_classifier, Classifier(d_model, 2, dropout, rows="batch pos")
+        transform = {} if pre_classifier is None else {"pre_classifier": pre_classifier}
+        super().__init__(**transform, qa_head=self.qa_head)
 
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
-        return self.qa_head(resid)
+        return self.qa_head(resid if self.pre_classifier is None else self.pre_classifier(resid, sequence))
 
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
         check_class_ids(labels, (sequence.batch, 2), sequence.pos, "answer spans (first and last position)")
@@ -38,8 +43,9 @@ class QuestionAnsweringHead(NamedOutputs[TextContext]):
     def decode(self, logits: Tensor, batch: TextContext) -> list[str]:
         return [batch.span_text(row, *_best_span(logits[row], batch.answerable(row))) for row in range(len(logits))]
 
-    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
-        return {"head_b": (self.qa_head.dense, self.qa_head.dense.bias)}
+    def all_biases(self) -> Biases:
+        transform = {} if self.pre_classifier is None else self.pre_classifier.biases()
+        return transform | {"head_b": (self.qa_head.dense, self.qa_head.dense.bias)}
 
     def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
         """Of the answer's start and end: over real positions."""
