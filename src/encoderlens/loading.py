@@ -311,15 +311,26 @@ def _load_extractor(folder: Path | None, default: Any) -> Any:
 
 
 def load_tokenizer(folder: Path | None) -> Any | None:
-    """The tokenizer of a checkpoint folder, or None if it has no tokenizer files."""
+    """The tokenizer of a checkpoint folder; None if it has no tokenizer files, or, with a warning in the log, none of those from
+    which its class gets a vocabulary.
+    """
     if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # every tokenizer class has errors of its own
         raise ConfigError(f"the tokenizer files in {folder} cannot be read: {' '.join(str(error).split())}") from error
+    if len(tokenizer) > len(tokenizer.all_special_ids):
+        return tokenizer
+    log.warning(
+        "%s: no tokenizer, so no text input: %s finds no vocabulary there, only its special tokens. Add the file that it reads "
+        "(a tokenizer.json will do), or pass tokenizer=",
+        folder,
+        type(tokenizer).__name__,
+    )
+    return None
 
 
 def tokenizer_named(name: str) -> Any:
