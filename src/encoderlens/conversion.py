@@ -10,7 +10,7 @@ from torch import Tensor
 from encoderlens import loading, weights
 from encoderlens.config import EncoderConfig, SequenceClassificationPart
 from encoderlens.encoder import Encoder
-from encoderlens.errors import ConfigError
+from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
 from encoderlens.sentence_folder import sentence_rows
 from encoderlens.tensor_source import MemorySource
@@ -45,17 +45,20 @@ def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
     """
     encoder, family = model.cfg.encoder, checkpoint.family
     own = [] if encoder.sentence is None else sentence_rows(encoder.sentence)
-    model.load_report = weights.apply(
-        [*family.rows_of(encoder), *own],
-        checkpoint.source,
-        model,
-        sizes=_axis_sizes(encoder),
-        base_prefix=family.base_prefix,
-        ignored=family.ignored,
-        kept=family.kept,
-        tied=encoder.tie_word_embeddings,
-        leave=checkpoint.leave,
-    )
+    try:
+        model.load_report = weights.apply(
+            [*family.rows_of(encoder), *own],
+            checkpoint.source,
+            model,
+            sizes=_axis_sizes(encoder),
+            base_prefix=family.base_prefix,
+            ignored=family.ignored,
+            kept=family.kept,
+            tied=encoder.tie_word_embeddings,
+            leave=checkpoint.leave,
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{error}{loading.whose(checkpoint.family, checkpoint.source, checkpoint.where)}") from error
     if model.load_report.left:
         log.warning("%s: left out, as task='encoder' asks: %s", checkpoint.where, ", ".join(model.load_report.left))
     model.task = checkpoint.task

@@ -12,7 +12,7 @@ import torch
 
 from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
-from encoderlens.families import family_of
+from encoderlens.families import REGISTRY, family_of
 from encoderlens.families.family import NOT_HEADS, ConfigReader, Family
 from encoderlens.names import did_you_mean
 from encoderlens.sentence_folder import MODULES, read_sentence_folder, score_function, transformer_folder
@@ -155,7 +155,8 @@ def _understand(
     for wanted in tasks:
         if wanted not in parts:
             key = family.part_rows[wanted][0].source
-            raise WeightsError(f"{where} is a {hf_class}, but the weights of its {wanted} head ({key}, …) are missing")
+            hint = whose(family, source, where)
+            raise WeightsError(f"{where} is a {hf_class}, but the weights of its {wanted} head ({key}, …) are missing{hint}")
     pooled = sorted(parts & family.pooled)
     if pooled and "pooler" not in parts:
         key = family.part_rows["pooler"][0].source
@@ -164,6 +165,18 @@ def _understand(
         )
     chosen = _task_of(task, tasks, parts, where)
     return Checkpoint(family, hf_class, chosen, parts, config, source, where, folder, name, leave=False)
+
+
+def whose(family: Family, source: TensorSource, where: str) -> str:
+    """What to add to an error about weights, if they are named like those of another family."""
+    known = {other.name: other.n_known(source.tensors) for other in REGISTRY.values()}
+    likeliest = max(known, key=lambda name: known[name])
+    if known[likeliest] <= known[family.name]:
+        return ""
+    return (
+        f". The tensors of {next(iter(source.tensors.values())).origin} are named like those of {likeliest}, and {where} says "
+        f"{family.name}: are the two from different folders?"
+    )
 
 
 def _class_of(family: Family, declared: list[str], present: frozenset[str], task: str | None, where: str) -> str:
@@ -311,8 +324,8 @@ def _load_extractor(folder: Path | None, default: Any) -> Any:
 
 
 def load_tokenizer(folder: Path | None) -> Any | None:
-    """The tokenizer of a checkpoint folder; None if it has no tokenizer files, or, with a warning in the log, none of those from
-    which its class gets a vocabulary.
+    """The tokenizer of a checkpoint folder; None if it has no tokenizer files, or, with a warning in the log, none of those
+    from which its class gets a vocabulary.
     """
     if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None

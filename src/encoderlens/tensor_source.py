@@ -9,7 +9,7 @@ import math
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -81,7 +81,7 @@ class SafetensorsSource(TensorSource):
         self._start, header = _read_header(path)
         self._offsets = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
         self.tensors = {
-            name: TensorInfo(tuple(entry["shape"]), _dtype(entry["dtype"], name, path), path.name)
+            name: TensorInfo(tuple(entry["shape"]), _dtype(entry["dtype"], name, path), str(path))
             for name, entry in header.items()
         }
         self._check_size()
@@ -177,7 +177,7 @@ def open_bin(path: Path) -> MemorySource:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} does not hold a state dict (names and tensors)")
-    return MemorySource(state, path.name)
+    return MemorySource(state, str(path))
 
 
 class ShardedSource(TensorSource):
@@ -199,10 +199,7 @@ class JoinedSource(TensorSource):
 
     def __init__(self, sources: Mapping[str, TensorSource]) -> None:
         self._found = {f"{prefix}{name}": (source, name) for prefix, source in sources.items() for name in source.tensors}
-        self.tensors = {
-            full: replace(source.tensors[name], origin=f"{full.removesuffix(name)}{source.tensors[name].origin}")
-            for full, (source, name) in self._found.items()
-        }
+        self.tensors = {full: source.tensors[name] for full, (source, name) in self._found.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         source, own = self._found[name]

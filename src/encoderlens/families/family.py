@@ -141,6 +141,11 @@ class Family:
         layers = {layer: self.layer_key(cfg, layer) for layer in sorted(set(cfg.owners))}
         return expand(chosen, layers, 0 if cfg.frontend is None else len(cfg.frontend.channels))
 
+    def n_known(self, names: Iterable[str] | Mapping[str, object]) -> int:
+        """How many of the encoder's rows, of each layer's the first layer's, a checkpoint holds."""
+        rows = expand(self.encoder_rows, {0: "0"}, n_convs=1)
+        return sum(find(row, names, self.base_prefix) is not None for row in rows)
+
     def parts_in(self, names: Iterable[str] | Mapping[str, object]) -> frozenset[str]:
         """The parts of which a checkpoint holds any tensor."""
         return frozenset(
