@@ -5,8 +5,9 @@ put back is then linear, and "take one write out and run again" is what a row cl
 ``encoderlens.linearised``.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from encoderlens.config import (
     MaskedLMPart,
     MLPPart,
     NextSentencePart,
+    Part,
     PoolerPart,
     PostLNPart,
     PreLNPart,
@@ -55,6 +57,7 @@ def additive_model(
     dtype: torch.dtype = torch.float32,
     act_fn: str = "gelu",
     head_act_fn: str = "gelu",
+    parts: Mapping[str, Part] | None = None,
     **sizes: int,
 ) -> HookedEncoder:
     """A model in eval mode with trained-like random weights, the same in every dtype.
@@ -64,6 +67,7 @@ def additive_model(
         mlp: "plain" or "gated".
         task: the task it is set to. It has every other head too, but only one of the two kinds of classifier.
         act_fn, head_act_fn: of the MLPs, and of the masked-LM head.
+        parts: of the configuration, instead of BERT's.
         sizes: instead of ``SIZES``.
     """
     size = SIZES | sizes
@@ -87,6 +91,7 @@ def additive_model(
             QuestionAnsweringPart(),
         ),
     )
+    cfg = replace(cfg, **(parts or {}))
     model = HookedEncoder(cfg, device="cpu", dtype=dtype, init_weights=False).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -306,7 +311,7 @@ def written(model: AnyModel, clean: dict[str, Tensor], parts: Collection[str] = 
     return found
 
 
-# By row label, the module that adds the bias; of blocks with norms on the stream, of every encoder, and of heads by their modules.
+# By row label, the module that adds the bias: of blocks with norms on the stream, of encoders, and of heads' modules.
 POST_LN_BIASES = {"{l}_ln1_b": "blocks.{l}.ln1", "{l}_ln2_b": "blocks.{l}.ln2"}
 BIASES = {"embed_ln_b": "embed.ln", "embed_b": "embed.projection", "ln_final_b": "ln_final"}
 HEAD_BIASES = {
