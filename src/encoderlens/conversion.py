@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from encoderlens import loading, weights
-from encoderlens.config import EncoderConfig
+from encoderlens.config import EncoderConfig, SequenceClassificationPart
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError
 from encoderlens.families import REGISTRY, transformer_lens
+from encoderlens.sentence_folder import sentence_rows
 from encoderlens.tensor_source import MemorySource
 
 log = logging.getLogger("encoderlens")
@@ -24,7 +25,11 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
         ConfigError: for what the family does not understand, or more positions than there are.
     """
     encoder = checkpoint.family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
-    encoder = replace(encoder, model_name=checkpoint.name)
+    heads = tuple(
+        replace(head, score_fn=checkpoint.score_fn) if isinstance(head, SequenceClassificationPart) else head
+        for head in encoder.heads
+    )
+    encoder = replace(encoder, model_name=checkpoint.name, sentence=checkpoint.sentence, heads=heads)
     if n_ctx is None:
         return encoder
     if not isinstance(n_ctx, int) or encoder.n_ctx is None or not 1 <= n_ctx <= encoder.n_ctx:
@@ -39,8 +44,9 @@ def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
         WeightsError: see ``weights.apply``.
     """
     encoder, family = model.cfg.encoder, checkpoint.family
+    own = [] if encoder.sentence is None else sentence_rows(encoder.sentence)
     model.load_report = weights.apply(
-        family.rows_of(encoder),
+        [*family.rows_of(encoder), *own],
         checkpoint.source,
         model,
         sizes=_axis_sizes(encoder),

@@ -95,6 +95,13 @@ class Sequence:
             return x.mean(1)
         return self.zeroed(x).sum(1) / self.mask.sum(1, keepdim=True)
 
+    def last(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch width"]:
+        """x at each sequence's last real position."""
+        if self.mask is None:
+            return x[:, -1]
+        at = self.pos - 1 - self.mask.flip(1).long().argmax(1)
+        return at_positions(x, at.unsqueeze(1)).squeeze(1)
+
     def first(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         """The stream at each sequence's first position ([CLS])."""
         return resid[:, 0]

@@ -9,7 +9,7 @@ import math
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -192,6 +192,25 @@ class ShardedSource(TensorSource):
 
     def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
         self._shard_of[name].read_into(name, target, start)
+
+
+class JoinedSource(TensorSource):
+    """Several sources, each under a prefix of its own."""
+
+    def __init__(self, sources: Mapping[str, TensorSource]) -> None:
+        self._found = {f"{prefix}{name}": (source, name) for prefix, source in sources.items() for name in source.tensors}
+        self.tensors = {
+            full: replace(source.tensors[name], origin=f"{full.removesuffix(name)}{source.tensors[name].origin}")
+            for full, (source, name) in self._found.items()
+        }
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        source, own = self._found[name]
+        return source.read(own, start, stop)
+
+    def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
+        source, own = self._found[name]
+        source.read_into(own, target, start)
 
 
 _OPENERS: dict[str, Callable[[Path], TensorSource]] = {"model.safetensors": SafetensorsSource, "pytorch_model.bin": open_bin}

@@ -1,5 +1,9 @@
 """Analyses: functions of a model and its inputs that return a frozen result."""
 
+from encoderlens.analysis.cosine_attribution import CosineAttribution as CosineAttribution
+from encoderlens.analysis.cosine_attribution import TokenPairs as TokenPairs
+from encoderlens.analysis.cosine_attribution import cosine_attribution as cosine_attribution
+from encoderlens.analysis.cosine_attribution import token_pairs as token_pairs
 from encoderlens.analysis.direct_logit_attribution import DirectLogitAttribution as DirectLogitAttribution
 from encoderlens.analysis.direct_logit_attribution import direct_logit_attribution as direct_logit_attribution
 from encoderlens.analysis.logit_lens import LogitLens as LogitLens

@@ -15,6 +15,7 @@ HARMLESS = frozenset(
     + ("finetuning_task", "gradient_checkpointing", "tokenizer_class", "language")
     + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id")
     + ("id2label", "label2id", "num_labels", "problem_type")
+    + ("sentence_transformers", "sbert_ce_default_activation_function")
 )
 # What transformers before version 5 wrote into the configuration of any model, encoders included.
 LEFT_OVER = frozenset(
