@@ -19,12 +19,9 @@ def heads_of(family: Family) -> dict[str, str]:
     return {task: name for name, tasks in reversed(family.classes.items()) for task in tasks}
 
 
-# A class with a masked-LM head, and all else that its family can be asked for.
-MASKED_LM = [
-    (heads_of(family)["masked_lm"], variant)
-    for model_type, family in TEXT.items()
-    for variant in ("plain", *VARIANTS.get(model_type, {}))
-]
+# Of every family a class with a masked-LM head; and with all else that the family can be asked for.
+ENCODERS = {model_type: heads_of(family)["masked_lm"] for model_type, family in TEXT.items()}
+MASKED_LM = [(name, variant) for model_type, name in ENCODERS.items() for variant in ("plain", *VARIANTS.get(model_type, {}))]
 # Every kind of head of every family.
 HEADS = [(name, task) for family in TEXT.values() for task, name in heads_of(family).items()]
 
