@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 import encoderlens
-from encoderlens import HookedAudioEncoder, HookedEncoder
+from tests.hooks import assert_documented
 from tests.speech import ALL_LAYOUTS, DISPOSED, LAYOUTS, TRANSCRIPTS, processor, tiny_speech
 from tests.tiny import tiny_hf
 
@@ -115,24 +115,6 @@ def test_the_examples_of_the_additive_page_run_and_add_up(
     assert len(gaps) == 2
     assert max(gaps) < 1e-4
     assert (tmp_path / "run.safetensors").exists()
-
-
-def assert_documented(model: HookedEncoder | HookedAudioEncoder) -> None:
-    page = (ROOT / "docs" / "hook-points.md").read_text(encoding="utf-8")
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    shapes = {name: shape.split(", or ") for names, shape, _ in table for name in names.split(", ")}
-    for name, point in model.hook_dict.items():
-        row = re.sub(r"^frontend\.\d+", "frontend.i", re.sub(r"^blocks\.\d+", "blocks.l", name))
-        assert f"`{row}`" in shapes, f"{row} is not in docs/hook-points.md"
-        assert " ".join(point.axes) in shapes[f"`{row}`"], row
-
-
-@pytest.mark.parametrize(
-    "hf_class",
-    ["BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"],
-)
-def test_every_hook_point_is_documented(hf_class: str) -> None:
-    assert_documented(HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class), device="cpu"))
 
 
 @pytest.mark.parametrize("hf_class", ["HubertForCTC", "HubertForSequenceClassification", "Wav2Vec2ForCTC"])
