@@ -1,5 +1,7 @@
 """Analyses: functions of a model and its inputs that return a frozen result."""
 
+from encoderlens.analysis.contacts import Contacts as Contacts
+from encoderlens.analysis.contacts import contacts as contacts
 from encoderlens.analysis.direct_logit_attribution import DirectLogitAttribution as DirectLogitAttribution
 from encoderlens.analysis.direct_logit_attribution import direct_logit_attribution as direct_logit_attribution
 from encoderlens.analysis.logit_lens import LogitLens as LogitLens

@@ -10,7 +10,8 @@ from torch import nn
 from encoderlens.components.attention import Attention
 from encoderlens.components.audio_embed import AudioEmbed, BatchNormConvPositions, WeightNormConvPositions
 from encoderlens.components.block import PostLNBlock, PreLNBlock
-from encoderlens.components.embed import AbsolutePositions, Embed, PaddedPositions
+from encoderlens.components.contacts import ContactHead
+from encoderlens.components.embed import AbsolutePositions, Embed, PaddedPositions, TokenDropoutEmbed
 from encoderlens.components.frontend import FeatureProjection, Frontend
 from encoderlens.components.heads import (
     AudioClassificationHead,
@@ -29,7 +30,7 @@ from encoderlens.components.heads import (
 from encoderlens.components.mlp import MLP, GatedMLP
 from encoderlens.components.norm import LayerNorm, RMSNorm
 from encoderlens.components.relative_bias import RelativeBias, RelativeBiasAttention
-from encoderlens.components.rotary import RotaryAttention
+from encoderlens.components.rotary import RotaryAttention, RotaryFrequencies, SharedRotaryAttention
 from encoderlens.config import Part
 
 _COMPONENTS: dict[str, type] = {
@@ -41,6 +42,7 @@ _COMPONENTS: dict[str, type] = {
         AudioEmbed,
         BatchNormConvPositions,
         CTCHead,
+        ContactHead,
         Embed,
         FeatureProjection,
         Frontend,
@@ -60,9 +62,12 @@ _COMPONENTS: dict[str, type] = {
         RelativeBiasAttention,
         ReplacedTokenHead,
         RotaryAttention,
+        RotaryFrequencies,
         SentenceOrderHead,
         SequenceClassificationHead,
+        SharedRotaryAttention,
         TokenClassificationHead,
+        TokenDropoutEmbed,
         WeightNormConvPositions,
     )
 }
