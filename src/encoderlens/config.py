@@ -6,7 +6,7 @@ choose parts; nothing else decides what a model looks like.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -102,12 +102,12 @@ class EmbeddingPart(Part):
         return {name: value for name, value in super().arguments().items() if name != "d_embed"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenDropoutEmbeddingPart(EmbeddingPart):
     """Embeddings that treat mask tokens as dropped out (Rives et al. 2021); ``mask`` is the mask token's id."""
 
     component = "TokenDropoutEmbed"
-    mask: int = field(kw_only=True)
+    mask: int
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def contacts(model: HookedEncoder, inputs: Any, *, batch_size: int = 32) -> Cont
     examples = Examples.of(model, inputs, batch_size)
     require_eval(model)
     with torch.no_grad():
-        maps = [_of_batch(model, batch) for _, batch in examples.batches()]
+        maps = [_of_batch(model, model.prepare(batch)) for _, batch in examples.batches()]
     longest = max(part.shape[-1] for part in maps)
     values = torch.cat([F.pad(part, (0, longest - part.shape[-1]) * 2, value=torch.nan) for part in maps])
     numbers = tuple(str(number + 1) for number in range(longest))
@@ -61,6 +61,5 @@ def contacts(model: HookedEncoder, inputs: Any, *, batch_size: int = 32) -> Cont
 
 
 def _of_batch(model: HookedEncoder, batch: TextBatch) -> Float[Tensor, "batch residue residue"]:
-    probabilities = model.contacts(batch)
     real = model.require_contact_head().inside(batch.tokens, batch.sequence)[:, 1:-1]
-    return probabilities.masked_fill(~(real.unsqueeze(1) & real.unsqueeze(2)), torch.nan)
+    return model.contacts(batch).masked_fill(~(real.unsqueeze(1) & real.unsqueeze(2)), torch.nan)

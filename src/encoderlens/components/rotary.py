@@ -127,7 +127,7 @@ def frequencies(theta: float, d_head: int, device: torch.device | None = None) -
     return 1.0 / theta ** (torch.arange(0, d_head, 2, device=device).float() / d_head)
 
 
-def _turned(x: Tensor, turn: Turn) -> Tensor:
+def _turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = turn
     first, second = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)

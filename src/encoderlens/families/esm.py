@@ -12,6 +12,7 @@ from encoderlens.config import (
     EncoderConfig,
     LayerNormPart,
     MLPPart,
+    PaddedPositionsPart,
     PoolerPart,
     PreClassifierPart,
     PreLNPart,
@@ -25,16 +26,14 @@ from encoderlens.weights import Row, block, linear, norm
 
 BASE = "esm."
 EOS = 2  # Hugging Face's contact head leaves this token out, whatever the configuration calls the end
-FREQUENCIES = "attention.self.rotary_embeddings.inv_freq"  # of old checkpoints, one a layer and all the same
+OF_A_LAYER = "attention.self.rotary_embeddings.inv_freq"  # checkpoints had them once a layer, all the same
+OLD_FREQUENCIES = tuple(f"{BASE}encoder.layer.{layer}.{OF_A_LAYER}" for layer in "0*")  # transformers 5 saves the asterisk
+TABLE = "*position_embeddings.weight"  # which checkpoints hold though their positions are rotary
 ENCODER = (
     Row(f"{BASE}embeddings.word_embeddings.weight", "embed.embed.weight"),
     Row(f"{BASE}embeddings.position_embeddings.weight", "embed.pos_embed.weight", crop=True),
     *norm(f"{BASE}embeddings.layer_norm", "embed.ln"),
-    Row(
-        f"{BASE}rotary_embeddings.inv_freq",
-        "relative.frequencies",
-        legacy=(f"{BASE}encoder.layer.0.{FREQUENCIES}",),
-    ),
+    Row(f"{BASE}rotary_embeddings.inv_freq", "relative.frequencies", legacy=OLD_FREQUENCIES),
     *block(
         f"{BASE}encoder.layer.{{l}}",
         ln1="attention.LayerNorm",
@@ -75,7 +74,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
         d_model=d_model,
         n_layers=n_layers,
         embed=_embedding(reader),
-        positions=_rotary_positions(reader) if rotary else roberta.padded_positions(reader, _token(reader, "pad_token_id")),
+        positions=_rotary_positions(reader) if rotary else _padded_positions(reader),
         attention=SharedRotaryAttentionPart(*attention) if rotary else AttentionPart(*attention),
         relative=RotaryFrequenciesPart(d_head, theta) if rotary else None,
         norm=LayerNormPart(reader.read("layer_norm_eps")),
@@ -99,7 +98,7 @@ def _embedding(reader: ConfigReader) -> EmbeddingPart:
     }
     reader.ignore("mask_token_id")  # without token dropout, a mask token is like any other
     if reader.read("token_dropout"):
-        return TokenDropoutEmbeddingPart(**common, mask=_token(reader, "mask_token_id"))
+        return TokenDropoutEmbeddingPart(**common, mask=_token(reader, "mask_token_id", "token dropout needs it"))
     return EmbeddingPart(**common)
 
 
@@ -107,10 +106,14 @@ def _rotary_positions(reader: ConfigReader) -> AttentionPositionsPart:
     return AttentionPositionsPart(reader.read("max_position_embeddings"), "rotary")
 
 
-def _token(reader: ConfigReader, key: str) -> int:
+def _padded_positions(reader: ConfigReader) -> PaddedPositionsPart:
+    return roberta.padded_positions(reader, _token(reader, "pad_token_id", "positions are counted from padding on"))
+
+
+def _token(reader: ConfigReader, key: str, reason: str) -> int:
     token = reader.read(key)
     if token is None:
-        raise ConfigError(f"this model counts such tokens, and its configuration has {key}=None: add the id")
+        raise ConfigError(f"{key} is None, and {reason}: add the id")
     return token
 
 
@@ -145,11 +148,7 @@ ESM = Family(
     base_prefix=BASE,
     encoder_rows=ENCODER,
     part_rows=HEADS,
-    ignored=(
-        *bert_like.IGNORED,
-        f"*{FREQUENCIES}",
-        "*position_embeddings.weight",
-    ),  # rotary checkpoints hold a table all the same
+    ignored=(*bert_like.IGNORED, f"*{OF_A_LAYER}", TABLE),
     read_config=read_config,
     write_config=write_config,
     hf_arguments=bert_like.without_pooler,

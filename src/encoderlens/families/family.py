@@ -83,9 +83,8 @@ class ConfigReader:
         """The base of rotary frequencies, from ``rope_parameters`` without any scaling."""
         parameters = self.read("rope_parameters")
         if parameters.keys() != {"rope_type", "rope_theta"} or parameters["rope_type"] != "default":
-            raise ConfigError(
-                f"{self._where}: rope_parameters={parameters!r} is not implemented; only rope_type 'default' with a rope_theta is"
-            )
+            known = "a rope_theta with rope_type 'default'"
+            raise ConfigError(f"{self._where}: rope_parameters={parameters!r} is not implemented; only {known} is")
         return float(parameters["rope_theta"])
 
     def labels(self) -> tuple[str, ...]:
