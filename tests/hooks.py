@@ -43,6 +43,7 @@ MLP = {
     "hook_resid_post": "batch pos d_model",
 }
 RESID_PRE = {"hook_resid_pre": "batch pos d_model"}
+ROTARY = {"attn.hook_rot_q": "batch pos head d_head", "attn.hook_rot_k": "batch pos head d_head"}
 POST_LN_BLOCK = (
     RESID_PRE
     | ATTENTION

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
 from encoderlens import HookedEncoder, conversion, loading, weights
 from encoderlens.errors import ConfigError, WeightsError
@@ -69,6 +69,16 @@ def test_rows_spell_out_layers():
     assert rows[1].legacy == ("older.1.g",)
 
 
+def test_old_names_of_parts_of_a_key_in_every_mixture():
+    old = {"key": Piece("qk", 1, 2), "layers": "blocks", "norm": "ln"}
+    row, other = weights.respelt((Row("layers.{l}.key.w", "k", legacy=("layers.{l}.k",)), Row("top", "top")), old)
+    assert other == Row("top", "top")
+    fused = Piece("layers.{l}.qk.w", 1, 2), Piece("blocks.{l}.qk.w", 1, 2)
+    assert set(row.spellings) == {*fused, *map(Piece, ("layers.{l}.key.w", "blocks.{l}.key.w", "layers.{l}.k", "blocks.{l}.k"))}
+    assert row.spellings[0] == Piece("layers.{l}.key.w")
+    assert find(row.at("{l}", 3, "3"), {"blocks.3.qk.w"}, "") == Piece("blocks.3.qk.w", 1, 2)
+
+
 def test_helpers_of_the_table():
     assert linear("s", "t") == (Row("s.weight", "t.weight"), Row("s.bias", "t.bias"))
     assert [row.legacy for row in norm("s", "t")] == [("s.gamma",), ("s.beta",)]
@@ -104,6 +114,16 @@ def test_tied_tensors_are_compared_to_the_last_row(chunk: int, row: int, monkeyp
     tensors["out.a"][row, 3] += 1
     with pytest.raises(WeightsError, match=r"the file: out\.a and base\.a are tied but differ; .*tie_word_embeddings: false"):
         load(tensors)
+
+
+def test_a_buffer_is_filled_where_the_checkpoint_holds_it_and_keeps_its_value_where_not():
+    for held in ({}, {"rate": torch.tensor([3.0, 5.0])}):
+        model = Small()
+        model.register_buffer("rate", torch.tensor([1.0, 2.0]))
+        rows = (*ROWS, Row("rate", "rate"))
+        apply(rows, MemorySource(stored(**held), "the file"), model, sizes=SIZES, base_prefix="base.")
+        assert model.rate.tolist() == ([3.0, 5.0] if held else [1.0, 2.0])
+        assert torch.equal(invert(rows, model, SIZES)["rate"], model.rate)
 
 
 @pytest.mark.parametrize("absent", ["base.a", "out.a"])
@@ -183,8 +203,14 @@ def test_parameter_that_no_row_fills():
 
 
 # Old spellings that the walk must come across, by model_type; of text families that are not named, BERT's.
-RENAMES = {"hubert": {".weight_g", ".weight_v"}, "wav2vec2": {".weight_g", ".weight_v"}}
 GAMMA_BETA = {"LayerNorm.gamma", "LayerNorm.beta"}
+RENAMES = {
+    "hubert": {".weight_g", ".weight_v"},
+    "wav2vec2": {".weight_g", ".weight_v"},
+    "nomic_bert": GAMMA_BETA
+    | {"encoder.layers", "emb_ln", "attn.out_proj", "fc11", "fc12", "fc2", "norm1", "norm2", "attn.Wqkv"},
+    "esm": GAMMA_BETA | {"encoder.layer.*.attention.self.rotary_embeddings.inv_freq"},
+}
 
 
 def table_of(hf_model: Any) -> list[Row]:
@@ -193,23 +219,37 @@ def table_of(hf_model: Any) -> list[Row]:
     return checkpoint.family.rows_of(conversion.read_config(checkpoint))
 
 
+def old_piece(conversion: WeightRenaming | WeightConverter, name: str) -> Piece | None:
+    """Where a conversion would find a tensor of today: under its old name, or as a piece of what is chunked. None: nowhere."""
+    old, pattern = conversion.reverse_transform().rename_source_key(name)
+    if pattern is None:
+        return None
+    if isinstance(conversion, WeightRenaming):
+        return Piece(old)
+    (chunk,) = conversion.operations
+    assert isinstance(chunk, Chunk), f"a conversion that is neither a rename nor a chunk: {conversion}"
+    assert (chunk.dim, chunk.num_shards_attribute) == (0, None)
+    return Piece(old, conversion.target_patterns.index(pattern), len(conversion.target_patterns))
+
+
 @pytest.mark.parametrize("model_type", REGISTRY)
 def test_every_rename_of_transformers_is_known(model_type: str):
-    """Each old spelling that transformers turns into a key of the family is a spelling of the family's row."""
+    """Each old spelling that transformers turns into a key of the family is a spelling of the key's own row, and what it
+    chunks is found piece by piece.
+    """
     family = REGISTRY[model_type]
     reached = set()
     for hf_class in family.classes:
         hf_model = tiny_hf(hf_class)
         rows = table_of(hf_model)
         for rename in get_model_conversion_mapping(hf_model):
-            assert isinstance(rename, WeightRenaming), f"{model_type} has a conversion that is more than a rename: {rename}"
-            backwards = rename.reverse_transform()
             for name in hf_model.state_dict():
-                old, pattern = backwards.rename_source_key(name)
-                if pattern is None:
+                piece = old_piece(rename, name)
+                if piece is None:
                     continue
                 reached.add(rename.source_patterns[0])
-                assert any(find(row, {old}, family.base_prefix) for row in rows), f"no row finds {old}, an old name of {name}"
+                found = [find(row, {piece.name}, family.base_prefix) for row in rows if find(row, {name}, family.base_prefix)]
+                assert piece in found, f"no row finds {piece}, of old {name}"
     assert RENAMES.get(model_type, GAMMA_BETA) <= reached, "the walk has lost sight of renames that the family has"
 
 

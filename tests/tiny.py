@@ -56,6 +56,14 @@ TINY: dict[str, dict[str, Any]] = {
     "ernie": TEXT | {"type_vocab_size": 2, "use_task_id": True},
     "megatron-bert": TEXT | {"type_vocab_size": 2},
     "roberta-prelayernorm": TEXT | {"type_vocab_size": 1},
+    "nomic_bert": TEXT | {"type_vocab_size": 2},
+    "esm": TEXT
+    | {
+        "position_embedding_type": "rotary",
+        "pad_token_id": 1,
+        "token_dropout": True,
+        "mask_token_id": 163,  # tiny_batch has one among real tokens, and one at padding
+    },
     "hubert": SPEECH,
     "wav2vec2": SPEECH | {"num_codevectors_per_group": 13, "codevector_dim": 8, "proj_codevector_dim": 6},
 }
@@ -100,6 +108,33 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "mpnet": {"untied, silu": SILU, "far apart": {"max_position_embeddings": 300}},
     "ernie": {"untied, silu": SILU, "no task types": {"use_task_id": False}},
+    "nomic_bert": {
+        "untied, gelu, other frequencies": {
+            "tie_word_embeddings": False,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-3,
+            "num_hidden_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 137.0},
+        },
+        "one token type, heads of another width": {"type_vocab_size": 1, "head_dim": 6},
+    },
+    "esm": {
+        "untied, no token dropout, no mask token": {
+            "tie_word_embeddings": False,
+            "token_dropout": False,
+            "mask_token_id": None,
+            "layer_norm_eps": 1e-3,
+            "num_hidden_layers": 2,
+        },
+        "absolute": {"position_embedding_type": "absolute"},
+        "absolute, a norm in front, another padding token": {
+            "position_embedding_type": "absolute",
+            "emb_layer_norm_before": True,
+            "pad_token_id": 4,
+        },
+        "rotary, a norm in front": {"emb_layer_norm_before": True},
+        "rotary, no norm in front, by name": {"emb_layer_norm_before": False},
+    },
     "megatron-bert": {"untied, silu": SILU},
     "roberta-prelayernorm": {"untied, silu": SILU},
 }
@@ -114,10 +149,10 @@ def tiny_hf(hf_class: str, seed: int = 0, **overrides: Any) -> Any:
     config = cls.config_class(**(TINY[model_type] | two_labels | overrides))
     config._attn_implementation = "eager"
     model = cls(config).eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator, stored = torch.Generator().manual_seed(seed), model.state_dict()
     with torch.no_grad():
         for name, values in (*model.named_parameters(), *model.named_buffers()):
-            if values.is_floating_point():
+            if name in stored and values.is_floating_point():
                 values.copy_(_trained_like(name, torch.randn(values.shape, generator=generator)))
     return model
 

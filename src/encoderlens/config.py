@@ -102,6 +102,14 @@ class EmbeddingPart(Part):
         return {name: value for name, value in super().arguments().items() if name != "d_embed"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenDropoutEmbeddingPart(EmbeddingPart):
+    """Embeddings that treat mask tokens as dropped out (Rives et al. 2021); ``mask`` is the mask token's id."""
+
+    component = "TokenDropoutEmbed"
+    mask: int
+
+
 @dataclass(frozen=True)
 class AbsolutePositionsPart(Part):
     """One learned vector a position."""
@@ -300,8 +308,7 @@ class RotaryAttentionPart(AttentionPart):
 
     def check(self) -> None:
         super().check()
-        if self.d_head % 2:
-            raise ConfigError(f"d_head={self.d_head}: rotary attention turns pairs of coordinates, so it must be even")
+        _check_pairs(self.d_head)
         for window in self.window:
             if window is not None:
                 _check_size("window", window)
@@ -312,6 +319,29 @@ class RotaryAttentionPart(AttentionPart):
 
     def arguments(self) -> dict[str, Any]:
         return super().arguments() | {"theta": self.theta[0], "window": self.window[0]}
+
+
+@dataclass(frozen=True)
+class RotaryFrequenciesPart(Part):
+    """The frequencies of rotary attention, where checkpoints store them; ``theta`` is their base if one does not."""
+
+    component = "RotaryFrequencies"
+    takes = ()
+    sizes = ("d_head",)
+    d_head: int
+    theta: float = 10000.0
+
+    def check(self) -> None:
+        super().check()
+        _check_pairs(self.d_head)
+
+
+@dataclass(frozen=True)
+class SharedRotaryAttentionPart(AttentionPart):
+    """Rotary attention with the frequencies of ``EncoderConfig.relative``."""
+
+    component = "SharedRotaryAttention"
+    takes = ("d_model", "relative")
 
 
 @dataclass(frozen=True)
@@ -397,6 +427,23 @@ class PreClassifierPart(Part):
     dropout: float = 0.0
     normed: bool = False
     bias: bool = True
+
+
+@dataclass(frozen=True)
+class ContactPart(Part):
+    """Contacts between positions, from the attention of all layers (Rao et al. 2021).
+
+    Attributes:
+        n_layers, n_heads: whose patterns are read.
+        eos: the id of the token at the end of each sequence, which is no position of it.
+    """
+
+    component = "ContactHead"
+    takes = ()
+    sizes = ("n_layers", "n_heads")
+    n_layers: int
+    n_heads: int
+    eos: int
 
 
 @dataclass(frozen=True)
@@ -685,6 +732,7 @@ class EncoderConfig:
         original_architecture: the Hugging Face class that it came from or would be saved as.
         heads: every head that it carries; the first is the default task.
         sentence: how it makes one vector of a text, if it is a sentence encoder.
+        contacts: what predicts contacts between positions, if anything does.
         frontend, projection: of encoders that read waveforms.
         sharing: which layers share their parameters; None if each has its own.
         relative: what attention of all layers shares to know how far apart positions are, if it does.
@@ -705,6 +753,7 @@ class EncoderConfig:
     pooler: PoolerPart | None = None
     heads: tuple[HeadPart, ...] = ()
     sentence: SentenceEmbeddingPart | None = None
+    contacts: ContactPart | None = None
     frontend: FrontendPart | None = None
     projection: ProjectionPart | None = None
     sharing: LayerSharing | None = None
@@ -819,6 +868,11 @@ class EncoderConfig:
 def _check_size(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name} is {value!r}; it must be a positive whole number")
+
+
+def _check_pairs(d_head: int) -> None:
+    if d_head % 2:
+        raise ConfigError(f"d_head={d_head}: rotary attention turns pairs of coordinates, so it must be even")
 
 
 _FACTS: dict[str, Callable[[nn.Module], Any]] = {

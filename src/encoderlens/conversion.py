@@ -91,7 +91,7 @@ def hf_base_model(model: Encoder) -> Any:
 
     encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
     config = _hf_config(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = weights.tensors_of(model)
     rows = [row for row in weights.present(family.rows_of(encoder), model) if row.source.startswith(family.base_prefix)]
     own = {row.source.removeprefix(family.base_prefix): parameters[row.target] for row in rows}
     own |= {name.removeprefix(family.base_prefix): tensor for name, tensor in model.load_report.spare.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
+from encoderlens.components.contacts import ContactHead
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
@@ -40,6 +41,7 @@ class RunPlan:
         start, stop: the blocks that run, the last one excluded.
         finishes: whether the final norm of a pre-LN encoder runs.
         head: the head, or the sentence embedding, that runs, if any.
+        after: the modules that run when it is over.
     """
 
     returns: ReturnType | None
@@ -48,6 +50,7 @@ class RunPlan:
     stop: int
     finishes: bool
     head: Readout | None
+    after: tuple[str, ...] = ()
 
     @property
     def embeds(self) -> bool:
@@ -62,7 +65,7 @@ class RunPlan:
         top = name.split(".")[0]
         if top == "ln_final":
             return self.finishes
-        return top in self.front or (self.head is not None and top in self.head.modules)
+        return top in (*self.front, *self.after) or (self.head is not None and top in self.head.modules)
 
     def __str__(self) -> str:
         blocks = f"blocks {self.start} to {self.stop - 1}" if self.start < self.stop else "no block"
@@ -116,6 +119,7 @@ class Encoder(WeightStacks, ABC):
                 share_parameters(self.blocks[layer], self.blocks[owner])
         self.ln_final = context["norm"]() if cfg.block.final_norm else None
         context |= self.embed.shared
+        self.contact_head: ContactHead | None = None if cfg.contacts is None else build(cfg.contacts, context)
         self.heads: dict[str, Head] = {}
         context["pooler"] = None
         if cfg.pooler is not None:
@@ -189,6 +193,16 @@ class Encoder(WeightStacks, ABC):
             raise TaskError(f"this reads the logits of a head, and the model has no task; {remedy}")
         return self.heads[self.task]
 
+    def require_contact_head(self) -> ContactHead:
+        """What predicts contacts between positions.
+
+        Raises:
+            TaskError: for a model without it.
+        """
+        if self.contact_head is None:
+            raise TaskError(f"{self.cfg.model_name} has no contact head, which protein models such as ESM-2 have")
+        return self.contact_head
+
     @contextmanager
     def use_task(self: AnyEncoder, task: str) -> Iterator[AnyEncoder]:
         """Context in which another head runs."""
@@ -207,11 +221,13 @@ class Encoder(WeightStacks, ABC):
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         front: tuple[str, ...] | None = None,
+        after: tuple[str, ...] = (),
     ) -> RunPlan:
         """What a run with these arguments computes.
 
         Args:
             front: what runs in front of the blocks, if not all of ``FRONT``.
+            after: the modules that run when the run is over, on what it has computed.
 
         Raises:
             InputError: for an unknown return type, or layers that are not there.
@@ -228,7 +244,7 @@ class Encoder(WeightStacks, ABC):
             raise InputError(f"the {head.task} head reads the streams of all layers, and this run starts at layer {start}")
         in_front = () if start_at_layer is not None else self.FRONT if front is None else front
         finishes = stop_at_layer is None and (head is None or head.layer_sum is None)
-        plan = RunPlan(returns, in_front, start, stop, finishes, head)
+        plan = RunPlan(returns, in_front, start, stop, finishes, head, after)
         if self.context_level:
             self.check_reachable(plan.reaches, f"this run does not compute it ({plan})")
         return plan if returns is not None else self._shortened(plan)

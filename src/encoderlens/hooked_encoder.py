@@ -271,9 +271,7 @@ class HookedEncoder(PretrainedEncoder):
         chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
 
         def first_stream() -> Resid:
-            if not plan.embeds:
-                return self.check_stream(input)
-            return self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
+            return self._embedded(batch) if plan.embeds else self.check_stream(input)
 
         return self.run(plan, batch, first_stream, labels, chosen)
 
@@ -304,6 +302,33 @@ class HookedEncoder(PretrainedEncoder):
         check_pairs(input, token_type_ids)
         with self.use_task("next_sentence"):
             return self(input, return_type, token_type_ids, one_zero_attention_mask, labels=labels)
+
+    def contacts(
+        self, input: Any, token_type_ids: Tensor | None = None, one_zero_attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "batch residue residue"]:
+        """The probability that two residues of a protein touch, from the attention of all layers (Rao et al. 2021).
+
+        Residue i is position i + 1: the token in front and the last position of the batch are left out. In a padded batch, a
+        pair with padding, or with the end of a shorter sequence, has a number that means nothing (``analysis.contacts`` has
+        NaN there); it changes no other pair. Gradients flow back through the patterns.
+
+        Args:
+            input, token_type_ids, one_zero_attention_mask: as for ``forward``.
+
+        Raises:
+            TaskError: for a model without a contact head.
+            InputError, TokenizerMissingError, HookUnreachableError: before anything runs.
+        """
+        head = self.require_contact_head()
+        batch = self.prepare(input, token_type_ids, one_zero_attention_mask)
+        patterns: list[Tensor] = []
+        names = [str(block.attn.hook_pattern.name) for block in self._layers()]
+        with self.hooks([(names, lambda pattern, hook: patterns.append(pattern))]):
+            self.run(self.plan(None, after=("contact_head",)), batch, lambda: self._embedded(batch))
+        return head(patterns, batch.tokens, batch.sequence)
+
+    def _embedded(self, batch: TextBatch) -> Resid:
+        return self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
 
     def _of_stream(self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None) -> TextBatch:
         batch, pos, _ = self.check_stream(input).shape

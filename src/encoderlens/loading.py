@@ -389,7 +389,7 @@ def hf_config(model_type: str, values: Mapping[str, Any]) -> Any:
 def _complete(family: Family, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A configuration with its class's defaults for what it leaves out."""
     try:
-        return hf_config(family.model_type, values).to_dict()
+        return hf_config(family.model_type, family.renamed(values)).to_dict()
     except Exception as error:  # each class of transformers has checks, and errors, of its own
         raise ConfigError(f"{where} is not a {family.name} configuration: {' '.join(str(error).split())}") from error
 

@@ -124,9 +124,37 @@ def expand(rows: Iterable[Row], layers: Mapping[int, str], n_convs: int = 0) -> 
     return expanded
 
 
+def respelt(rows: Iterable[Row], old: Mapping[str, str | Piece]) -> tuple[Row, ...]:
+    """Rows that are also found where any of these parts of a key stand under their old names.
+
+    Args:
+        old: the old name of a part of a key; a Piece of it where one tensor held several.
+    """
+    return tuple(replace(row, legacy=_spellings(row, old)[1:]) for row in rows)
+
+
+def _spellings(row: Row, old: Mapping[str, str | Piece]) -> tuple[Piece, ...]:
+    """Every mixture of old and new; the row's own spelling is the first."""
+    found = list(row.spellings)
+    for new, name in old.items():
+        found += [_respelt(piece, new, name) for piece in found if new in piece.name]
+    return tuple(found)
+
+
+def _respelt(piece: Piece, new: str, old: str | Piece) -> Piece:
+    if isinstance(old, str):
+        return replace(piece, name=piece.name.replace(new, old))
+    return replace(old, name=piece.name.replace(new, old.name))
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a table fills: parameters, under each of their names, and buffers. A buffer has a value before it is filled."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+
+
 def present(rows: Iterable[Row], model: nn.Module) -> list[Row]:
-    """Those whose parameter the model has."""
-    names = dict(model.named_parameters(remove_duplicate=False))
+    """Those whose parameter, or buffer, the model has."""
+    names = tensors_of(model)
     return [row for row in rows if row.target in names]
 
 
@@ -166,7 +194,7 @@ def apply(
     tied: bool = True,
     leave: bool = False,
 ) -> LoadReport:
-    """Fill every parameter of ``model`` from ``source``.
+    """Fill every parameter of ``model`` from ``source``, and every buffer that it holds.
 
     Args:
         rows: the expanded table; rows whose parameter the model does not have are passed over.
@@ -180,7 +208,7 @@ def apply(
         WeightsError: before anything is read, for tensors that are missing, left over or misshapen; while reading, for
             tensors that share a parameter but differ.
     """
-    parameters, rows = dict(model.named_parameters(remove_duplicate=False)), present(rows, model)
+    parameters, rows = tensors_of(model), present(rows, model)
     found = [(row, find(row, source.tensors, base_prefix)) for row in rows]
     used = {piece.name for _, piece in found if piece is not None}
     skipped = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in ignored)]
@@ -215,7 +243,7 @@ def apply(
 
 def invert(rows: Iterable[Row], model: nn.Module, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """The checkpoint's tensors from the model's parameters, under the rows' own spelling."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = tensors_of(model)
     pieces: dict[str, dict[int, Tensor]] = {}
     for row in present(rows, model):
         value = parameters[row.target].detach()
@@ -226,7 +254,9 @@ def invert(rows: Iterable[Row], model: nn.Module, sizes: Mapping[str, int]) -> d
     }
 
 
-def _check_missing(found: list[tuple[Row, Piece | None]], parameters: Mapping[str, nn.Parameter], source: TensorSource) -> None:
+def _check_missing(found: list[tuple[Row, Piece | None]], tensors: Mapping[str, Tensor], source: TensorSource) -> None:
+    parameters = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+    found = [(row, piece) for row, piece in found if row.target in parameters]
     reached = {id(parameters[row.target]) for row, piece in found if piece is not None}
     missing = [row.source for row, piece in found if piece is None and id(parameters[row.target]) not in reached]
     missing = list(dict.fromkeys(missing))

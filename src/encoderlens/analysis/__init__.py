@@ -1,5 +1,7 @@
 """Analyses: functions of a model and its inputs that return a frozen result."""
 
+from encoderlens.analysis.contacts import Contacts as Contacts
+from encoderlens.analysis.contacts import contacts as contacts
 from encoderlens.analysis.cosine_attribution import CosineAttribution as CosineAttribution
 from encoderlens.analysis.cosine_attribution import TokenPairs as TokenPairs
 from encoderlens.analysis.cosine_attribution import cosine_attribution as cosine_attribution

@@ -10,7 +10,8 @@ from torch import nn
 from encoderlens.components.attention import Attention
 from encoderlens.components.audio_embed import AudioEmbed, BatchNormConvPositions, WeightNormConvPositions
 from encoderlens.components.block import PostLNBlock, PreLNBlock
-from encoderlens.components.embed import AbsolutePositions, Embed, PaddedPositions
+from encoderlens.components.contacts import ContactHead
+from encoderlens.components.embed import AbsolutePositions, Embed, PaddedPositions, TokenDropoutEmbed
 from encoderlens.components.frontend import FeatureProjection, Frontend
 from encoderlens.components.heads import (
     AudioClassificationHead,
@@ -37,7 +38,7 @@ from encoderlens.components.heads.sentence_embedding import (
 from encoderlens.components.mlp import MLP, GatedMLP
 from encoderlens.components.norm import LayerNorm, RMSNorm
 from encoderlens.components.relative_bias import RelativeBias, RelativeBiasAttention
-from encoderlens.components.rotary import RotaryAttention
+from encoderlens.components.rotary import RotaryAttention, RotaryFrequencies, SharedRotaryAttention
 from encoderlens.config import Part
 
 _COMPONENTS: dict[str, type] = {
@@ -49,6 +50,7 @@ _COMPONENTS: dict[str, type] = {
         AudioEmbed,
         BatchNormConvPositions,
         CTCHead,
+        ContactHead,
         Embed,
         FeatureProjection,
         Frontend,
@@ -68,6 +70,7 @@ _COMPONENTS: dict[str, type] = {
         RelativeBiasAttention,
         ReplacedTokenHead,
         RotaryAttention,
+        RotaryFrequencies,
         SentenceDense,
         SentenceEmbedding,
         SentenceLayerNorm,
@@ -75,7 +78,9 @@ _COMPONENTS: dict[str, type] = {
         SentenceOrderHead,
         SentencePooling,
         SequenceClassificationHead,
+        SharedRotaryAttention,
         TokenClassificationHead,
+        TokenDropoutEmbed,
         WeightNormConvPositions,
     )
 }

@@ -1,6 +1,7 @@
 """Embeddings: word pieces, positions and token types, summed and normalised."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -183,3 +184,27 @@ class Embed(nn.Module):
     def to_stream(self, table: Float[Tensor, "row d_embed"]) -> Float[Tensor, "row d_model"]:
         """Rows of a table as the stream gets them but for the norm: the rows themselves, or through the projection."""
         return table if self.projection is None else table @ self.projection.weight.mT
+
+
+class TokenDropoutEmbed(Embed):
+    """Embeddings that treat mask tokens as if token dropout had taken them out (Rives et al. 2021).
+
+    Theirs are zero, and all others are multiplied by ``0.88 n / (n - n_mask)``, for n_mask mask tokens among n real positions:
+    in training, 0.15 * 0.8 of the tokens are masked.
+
+    Args:
+        mask: the id of the mask token.
+    """
+
+    MASKED_IN_TRAINING = 0.15 * 0.8
+
+    def __init__(self, mask: int, **embeddings: Any) -> None:
+        super().__init__(**embeddings)
+        self.mask = mask
+
+    def words(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+        masked = tokens == self.mask
+        n = sequence.pos if sequence.mask is None else sequence.mask.sum(1)
+        words = self.embed(tokens).masked_fill(masked.unsqueeze(-1), 0.0)
+        share = masked.sum(1).to(torch.promote_types(words.dtype, torch.float32)) / n
+        return (words * ((1 - self.MASKED_IN_TRAINING) / (1 - share))[:, None, None]).to(words.dtype)

@@ -95,8 +95,8 @@ class WeightView:
         return module.get_submodule(self.path.rpartition(".")[0])
 
     def _sizes(self, module: nn.Module) -> dict[str, int]:
-        left = self.pattern.split("->")[0]
-        return {axis: getattr(module, name) for axis, name in self.SIZES.items() if axis in left.replace("(", " ").split()}
+        left = self.pattern.split("->")[0].replace("(", " ").replace(")", " ").split()
+        return {axis: getattr(module, name) for axis, name in self.SIZES.items() if axis in left}
 
 
 class Component(nn.Module):

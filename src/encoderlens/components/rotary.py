@@ -1,8 +1,10 @@
 """Attention whose queries and keys are turned by their positions (Su et al. 2021), over all positions or a window."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoderlens.components.attention import Attention
 from encoderlens.errors import AnalysisError
@@ -10,6 +12,8 @@ from encoderlens.factored_matrix import FactoredMatrix
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import HeadVectors, KVHeadVectors
+
+Turn = tuple[Float[Tensor, "pos 1 pair"], Float[Tensor, "pos 1 pair"]]
 
 
 class RotaryAttention(Attention):
@@ -39,14 +43,18 @@ class RotaryAttention(Attention):
         self.hook_rot_k = HookPoint(" ".join(self.hook_k.axes))
 
     def placed(self, q: HeadVectors, k: KVHeadVectors, sequence: Sequence) -> tuple[HeadVectors, KVHeadVectors]:
-        turn = sequence.once(("turns", self.theta, self.d_head, q.device), lambda: self.turns(sequence.pos, q.device))
+        turn = self.turn(sequence, q.device)
         return self.hook_rot_q(_turned(q, turn)), self.hook_rot_k(_turned(k, turn))
+
+    def turn(self, sequence: Sequence, device: torch.device) -> Turn:
+        """Cosine and sine of the angles of a batch's positions."""
+        return sequence.once(("turns", self.theta, self.d_head, device), lambda: self.turns(sequence.pos, device))
 
     def frequencies(self, device: torch.device) -> Float[Tensor, " pair"]:
         """How far each pair of coordinates is turned from one position to the next."""
-        return 1.0 / self.theta ** (torch.arange(0, self.d_head, 2, device=device).float() / self.d_head)
+        return frequencies(self.theta, self.d_head, device)
 
-    def turns(self, n_positions: int, device: torch.device) -> tuple[Float[Tensor, "pos 1 pair"], Float[Tensor, "pos 1 pair"]]:
+    def turns(self, n_positions: int, device: torch.device) -> Turn:
         """Cosine and sine of each position's angles."""
         angles = torch.arange(n_positions, device=device).float()[:, None, None] * self.frequencies(device)
         return angles.cos(), angles.sin()
@@ -69,6 +77,54 @@ class RotaryAttention(Attention):
         angles = distance * self.frequencies(self.q.weight.device)
         W_K = self.W_K.repeat_interleave(self.n_heads // self.n_kv_heads, 0)
         return FactoredMatrix(_turned(self.W_Q, (angles.cos(), (-angles).sin())), W_K.mT)
+
+
+class RotaryFrequencies(nn.Module):
+    """The frequencies of rotary attention as a tensor of the checkpoint, which may differ from the formula's by a rounding.
+
+    They are no parameter: nothing trains them, and they stay float32 in a model of any dtype.
+    """
+
+    frequencies: Float[Tensor, " pair"]
+
+    def __init__(self, d_head: int, theta: float) -> None:
+        super().__init__()
+        self.theta = theta
+        self.register_buffer("frequencies", frequencies(theta, d_head))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryFrequencies":
+        exact = self.frequencies
+        super()._apply(fn, recurse)
+        self.frequencies = exact.to(self.frequencies.device)  # moved, but not rounded
+        return self
+
+
+class SharedRotaryAttention(RotaryAttention):
+    """Rotary attention whose frequencies all layers share."""
+
+    def __init__(
+        self,
+        n_heads: int,
+        n_kv_heads: int,
+        d_head: int,
+        bias: bool,
+        dropout: float,
+        d_model: int,
+        relative: RotaryFrequencies,
+    ) -> None:
+        super().__init__(n_heads, n_kv_heads, d_head, bias, dropout, relative.theta, None, d_model)
+        self.relative = relative
+
+    def turn(self, sequence: Sequence, device: torch.device) -> Turn:
+        return self.turns(sequence.pos, device)  # each time, since the frequencies may be edited
+
+    def frequencies(self, device: torch.device) -> Float[Tensor, " pair"]:
+        return self.relative.frequencies
+
+
+def frequencies(theta: float, d_head: int, device: torch.device | None = None) -> Float[Tensor, " pair"]:
+    """``theta ** (-2 c / d_head)`` for each pair c of coordinates, in float32."""
+    return 1.0 / theta ** (torch.arange(0, d_head, 2, device=device).float() / d_head)
 
 
 def _turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

@@ -193,7 +193,7 @@ def read_heads(
     """
     labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
     available: dict[str, HeadPart] = {
-        "masked_lm": MaskedLMPart(act_fn, reader.read("tie_word_embeddings")),
+        "masked_lm": MaskedLMPart(act_fn, reader.read("tie_word_embeddings", True)),
         "next_sentence": NextSentencePart(),
         "sequence_classification": SequenceClassificationPart(labels, reader.read("problem_type"), dropout, pre_classifier),
         "token_classification": TokenClassificationPart(labels, dropout),
@@ -224,6 +224,11 @@ def write_config(cfg: EncoderConfig, block: type[BlockPart] = PostLNPart) -> dic
         ConfigError: for a model that the Hugging Face class cannot hold.
     """
     check_plain(cfg, block)
+    return shared_values(cfg)
+
+
+def shared_values(cfg: EncoderConfig) -> dict[str, Any]:
+    """The Hugging Face values of the keys that these families share, of a model that was checked."""
     values: dict[str, Any] = {
         "hidden_size": cfg.d_model,
         "num_hidden_layers": cfg.n_layers,
@@ -268,15 +273,24 @@ def check_plain(cfg: EncoderConfig, block: type[BlockPart]) -> None:
     Raises:
         ConfigError: with what they have.
     """
-    if type(cfg.block) is not block or type(cfg.mlp) is not MLPPart:
-        raise ConfigError(
-            f"Hugging Face's {cfg.original_architecture} has {block.component} and MLP, and this model {cfg.block.component} "
-            f"and {cfg.mlp.component}"
-        )
+    check_kinds(cfg, block, MLPPart)
     if cfg.n_heads * cfg.d_head != cfg.d_model:
         raise ConfigError(
             f"Hugging Face's {cfg.original_architecture} has n_heads * d_head = d_model, and this is {cfg.n_heads} * "
             f"{cfg.d_head} != {cfg.d_model}"
+        )
+
+
+def check_kinds(cfg: EncoderConfig, block: type[BlockPart], mlp: type[MLPPart]) -> None:
+    """Refuse blocks, and MLPs in them, of other kinds than these.
+
+    Raises:
+        ConfigError: with what the Hugging Face class has.
+    """
+    if type(cfg.block) is not block or type(cfg.mlp) is not mlp:
+        raise ConfigError(
+            f"Hugging Face's {cfg.original_architecture} has {block.component} and {mlp.component}, and this model "
+            f"{cfg.block.component} and {cfg.mlp.component}"
         )
 
 

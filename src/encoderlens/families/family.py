@@ -1,7 +1,7 @@
 """Family: what one file in this folder declares about one model family."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from encoderlens.config import AudioEmbedPart, EncoderConfig
@@ -10,7 +10,7 @@ from encoderlens.weights import Row, expand, find
 
 # Keys of any Hugging Face configuration that say nothing about the numbers an encoder computes.
 HARMLESS = frozenset(
-    ("_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "torchscript")
+    ("_name_or_path", "architectures", "auto_map", "model_type", "transformers_version", "dtype", "torch_dtype", "torchscript")
     + ("output_hidden_states", "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward")
     + ("finetuning_task", "gradient_checkpointing", "tokenizer_class", "language")
     + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id")
@@ -29,7 +29,7 @@ LEFT_OVER = frozenset(
 )
 
 
-NOT_HEADS = frozenset(("pooler", "mask_embed"))  # the parts of a checkpoint that are no heads
+NOT_HEADS = frozenset(("pooler", "mask_embed", "contacts"))  # the parts of a checkpoint that are no heads
 
 
 class ConfigReader:
@@ -47,12 +47,12 @@ class ConfigReader:
         self._where = where
         self._seen: set[str] = set(HARMLESS | LEFT_OVER)
 
-    def read(self, key: str) -> Any:
-        """A value that the family understands."""
+    def read(self, key: str, *default: Any) -> Any:
+        """A value that the family understands, or the default where there is one."""
         self._seen.add(key)
-        if key not in self._values:
+        if key not in self._values and not default:
             raise ConfigError(f"{self._where} lacks {key}")
-        return self._values[key]
+        return self._values.get(key, *default)
 
     def require(self, **expected: Any) -> None:
         """Values that nothing else is implemented for."""
@@ -71,6 +71,22 @@ class ConfigReader:
         if n_heads < 1 or d_model % n_heads:
             raise ConfigError(f"hidden_size={d_model} is not a multiple of num_attention_heads={n_heads}")
         return d_model, n_heads
+
+    def one_of(self, key: str, *implemented: Any) -> Any:
+        """A value for which only these are implemented."""
+        value = self.read(key)
+        if value not in implemented:
+            known = " and ".join(map(repr, implemented))
+            raise ConfigError(f"{self._where}: {key}={value!r} is not implemented; only {known} are")
+        return value
+
+    def rope_theta(self) -> float:
+        """The base of rotary frequencies, from ``rope_parameters`` without any scaling."""
+        parameters = self.read("rope_parameters")
+        if parameters.keys() != {"rope_type", "rope_theta"} or parameters["rope_type"] != "default":
+            known = "a rope_theta with rope_type 'default'"
+            raise ConfigError(f"{self._where}: rope_parameters={parameters!r} is not implemented; only {known} is")
+        return float(parameters["rope_theta"])
 
     def labels(self) -> tuple[str, ...]:
         """The class names, in the order of their ids."""
@@ -101,8 +117,8 @@ class Family:
             task is the base model (the first of them), saved without the base prefix.
         base_prefix: what stands before the encoder's keys in checkpoints of classes with a head.
         encoder_rows: the table of embeddings and blocks.
-        part_rows: the table of each part that a checkpoint may lack: of each task, of the pooler (``"pooler"``), and of the
-            vector that stands for masked frames (``"mask_embed"``).
+        part_rows: the table of each part that a checkpoint may lack: of each task, of the pooler (``"pooler"``), of the
+            vector that stands for masked frames (``"mask_embed"``), and of what predicts contacts (``"contacts"``).
         ignored: patterns of keys that hold nothing needed.
         kept: patterns of keys of parts that the class has and the model does not run; they are kept for the way back.
         read_config: reads a configuration, given the class and the parts that the weights hold.
@@ -111,6 +127,7 @@ class Family:
         layer_norm, positions: for the table of supported models.
         modality: what it reads.
         pooled: the tasks whose heads read the pooler.
+        old_names: what keys of the configuration are called now, by what they were called before transformers had the family.
         layer_key: what stands for ``{l}`` in the checkpoint's key of a layer with parameters of its own.
     """
 
@@ -129,11 +146,17 @@ class Family:
     modality: Literal["text", "audio"] = "text"
     kept: tuple[str, ...] = ()
     pooled: frozenset[str] = frozenset()
+    old_names: Mapping[str, str] = field(default_factory=dict)
     layer_key: Callable[[EncoderConfig, int], str] = lambda cfg, layer: str(layer)
 
     @property
     def base_class(self) -> str:
         return next(name for name, tasks in self.classes.items() if not tasks)
+
+    def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration's values under the names of today, which stand where a key has both."""
+        before = {self.old_names[key]: value for key, value in values.items() if key in self.old_names}
+        return before | {key: value for key, value in values.items() if key not in self.old_names}
 
     def rows_of(self, cfg: EncoderConfig) -> list[Row]:
         """The table of a configuration, expanded over its layers and convolutions."""
@@ -178,4 +201,5 @@ def parts_of(cfg: EncoderConfig) -> list[str]:
     """The keys of a configuration's parts in a family's tables."""
     pooler = [] if cfg.pooler is None else ["pooler"]
     masked = ["mask_embed"] if isinstance(cfg.embed, AudioEmbedPart) and cfg.embed.masks else []
-    return [*pooler, *masked, *(head.task for head in cfg.heads)]
+    contacts = [] if cfg.contacts is None else ["contacts"]
+    return [*pooler, *masked, *contacts, *(head.task for head in cfg.heads)]

@@ -1,0 +1,65 @@
+"""Contacts: which residues of a protein touch, as the attention between them says."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from encoderlens.analysis.examples import Examples
+from encoderlens.analysis.result import EXAMPLE, Result
+from encoderlens.hooked_encoder import HookedEncoder
+from encoderlens.linearised import require_eval
+from encoderlens.text_input import TextBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Contacts(Result):
+    """The probability that two residues touch, at least to the model; each pair stands there twice."""
+
+    @property
+    def title(self) -> str:
+        return "Contacts"
+
+
+def contacts(model: HookedEncoder, inputs: Any, *, batch_size: int = 32) -> Contacts:
+    """Which residues touch in the folded protein: a logistic regression on the attention patterns of all heads, which comes
+    with the checkpoint (Rao et al. 2021).
+
+    The token in front of a sequence and the one at its end are no residues, so residue i (from 1) is position i. The last
+    position of a batch is taken for an end, whatever it holds. What a pair gets does not depend on padding after its sequence.
+
+    Args:
+        model: a model with a contact head, in eval mode.
+        inputs: a sequence of residues as text, or token ids [pos]; or a data set: a list of texts, or token ids [batch pos]. Or
+            what ``model.prepare`` made of any of these, with a mask.
+        batch_size: how many examples run at a time.
+
+    Returns:
+        Probabilities [residue partner], for a data set [example residue partner], NaN where an example is shorter than the
+        longest.
+
+    Raises:
+        TaskError: for a model without a contact head.
+        AnalysisError: for a model in training mode.
+    """
+    model.require_contact_head()
+    examples = Examples.of(model, inputs, batch_size)
+    require_eval(model)
+    with torch.no_grad():
+        maps = [_of_batch(model, model.prepare(batch)) for _, batch in examples.batches()]
+    longest = max(part.shape[-1] for part in maps)
+    values = torch.cat([F.pad(part, (0, longest - part.shape[-1]) * 2, value=torch.nan) for part in maps])
+    numbers = tuple(str(number + 1) for number in range(longest))
+    if examples.single:
+        residues = examples.whole.position_labels[1:-1]
+        return Contacts(values[0], ("residue", "partner"), {"residue": residues, "partner": residues})
+    labels = {EXAMPLE: examples.labels, "residue": numbers, "partner": numbers}
+    return Contacts(values, tuple(labels), labels)
+
+
+def _of_batch(model: HookedEncoder, batch: TextBatch) -> Float[Tensor, "batch residue residue"]:
+    real = model.require_contact_head().inside(batch.tokens, batch.sequence)[:, 1:-1]
+    return model.contacts(batch).masked_fill(~(real.unsqueeze(1) & real.unsqueeze(2)), torch.nan)
