@@ -25,8 +25,8 @@ def sizes(model: HookedEncoder, logits: Tensor) -> dict[str, int]:
 
 
 def of_heads(model: HookedEncoder) -> set[str]:
-    """The modules whose hook points are not reached with every task."""
-    return {"pooler"}.union(*(head.modules for head in model.heads.values()))
+    """The modules whose hook points are not reached with every task; contacts are predicted apart."""
+    return {"pooler", "contact_head"}.union(*(head.modules for head in model.heads.values()))
 
 
 def assert_all_fire_and_change_nothing(model: HookedEncoder) -> None:
@@ -93,10 +93,11 @@ def test_what_a_hook_of_a_head_returns_reaches_its_output(hf_class: str, task: s
 
 @every_base_class
 def test_hook_points_of_base_models(hf_class: str) -> None:
-    """They have no more than the encoder's, and a pooler's, which is reached by calling it."""
+    """They have no more than the encoder's, what predicts contacts, and a pooler's, which is reached by calling it."""
     model = text_model(hf_class)
     assert_documented(model)
-    assert {name.split(".")[0] for name in model.hook_dict} <= {"embed", "hook_full_embed", "blocks", "ln_final", "pooler"}
+    own = {"embed", "hook_full_embed", "blocks", "ln_final", "pooler", "contact_head"}
+    assert {name.split(".")[0] for name in model.hook_dict} <= own
     if model.cfg.pooler is None:
         return
     hidden = run(model, text_batch(model), "hidden")
