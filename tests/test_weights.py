@@ -183,7 +183,7 @@ def test_parameter_that_no_row_fills():
 
 
 # Old spellings that the walk must come across, by model_type; of text families that are not named, BERT's.
-RENAMES = {"hubert": {".weight_g", ".weight_v"}, "wav2vec2": {".weight_g", ".weight_v"}}
+RENAMES = {"hubert": {".weight_g", ".weight_v"}, "wav2vec2": {".weight_g", ".weight_v"}, "modernbert": set(), "eurobert": set()}
 GAMMA_BETA = {"LayerNorm.gamma", "LayerNorm.beta"}
 
 

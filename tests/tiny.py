@@ -35,6 +35,7 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 37,
     "num_labels": 3,
 }
+SPECIAL = {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2}  # of families whose own lie beyond a small vocabulary
 # One entry a family, by model_type: sizes that no two axes share.
 TINY: dict[str, dict[str, Any]] = {
     "bert": TEXT | {"type_vocab_size": 2},
@@ -56,6 +57,9 @@ TINY: dict[str, dict[str, Any]] = {
     "ernie": TEXT | {"type_vocab_size": 2, "use_task_id": True},
     "megatron-bert": TEXT | {"type_vocab_size": 2},
     "roberta-prelayernorm": TEXT | {"type_vocab_size": 1},
+    # A window that is shorter than the longest sequence, and leaves no padded query of the others without a key.
+    "modernbert": TEXT | {"local_attention": 14, **SPECIAL},
+    "eurobert": TEXT | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, **SPECIAL},
     "hubert": SPEECH,
     "wav2vec2": SPEECH | {"num_codevectors_per_group": 13, "codevector_dim": 8, "proj_codevector_dim": 6},
 }
@@ -102,6 +106,40 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "ernie": {"untied, silu": SILU, "no task types": {"use_task_id": False}},
     "megatron-bert": {"untied, silu": SILU},
     "roberta-prelayernorm": {"untied, silu": SILU},
+    "modernbert": {
+        "every bias, untied, silu": {
+            **dict.fromkeys(["norm_bias", "attention_bias", "mlp_bias", "classifier_bias"], True),
+            "tie_word_embeddings": False,
+            "hidden_activation": "silu",
+            "classifier_activation": "gelu_new",
+            "norm_eps": 1e-3,
+        },
+        "no bias at all, sparse prediction": {"decoder_bias": False, "sparse_prediction": True},
+        "other layers are local, other frequencies": {
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {"full_attention": {"rope_theta": 500.0}, "sliding_attention": {"rope_theta": 30.0}},
+            "local_attention": 2,
+        },
+        "an odd window": {"local_attention": 5},
+        "another global layer, a narrow window": {"num_hidden_layers": 4, "local_attention": 4},
+        "no layer is local": {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
+        "every layer is local": {"num_hidden_layers": 2, "layer_types": ["sliding_attention"] * 2},
+    },
+    "eurobert": {
+        "every bias, tied, gelu": {
+            **dict.fromkeys(["attention_bias", "mlp_bias", "tie_word_embeddings"], True),
+            "hidden_act": "gelu",
+            "rms_norm_eps": 1e-3,
+            "num_hidden_layers": 2,
+        },
+        "one head of keys and values, tied, other frequencies": {
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_theta": 70.0},
+        },
+        "keys and values for every head": {"num_key_value_heads": None, "head_dim": None},
+    },
 }
 TWO_OUTPUTS = ("ForQuestionAnswering", "AlbertForPreTraining")  # of which Hugging Face makes as many as there are labels
 
@@ -115,9 +153,10 @@ def tiny_hf(hf_class: str, seed: int = 0, **overrides: Any) -> Any:
     config._attn_implementation = "eager"
     model = cls(config).eval()
     generator = torch.Generator().manual_seed(seed)
+    stored = model.state_dict()
     with torch.no_grad():
         for name, values in (*model.named_parameters(), *model.named_buffers()):
-            if values.is_floating_point():
+            if values.is_floating_point() and name in stored:  # not what follows from the configuration, such as frequencies
                 values.copy_(_trained_like(name, torch.randn(values.shape, generator=generator)))
     return model
 

@@ -9,7 +9,7 @@ from encoderlens.errors import AnalysisError
 from encoderlens.factored_matrix import FactoredMatrix
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
-from encoderlens.shapes import HeadVectors
+from encoderlens.shapes import HeadVectors, KVHeadVectors
 
 
 class RotaryAttention(Attention):
@@ -38,7 +38,7 @@ class RotaryAttention(Attention):
         self.hook_rot_q = HookPoint("batch pos head d_head")
         self.hook_rot_k = HookPoint(" ".join(self.hook_k.axes))
 
-    def placed(self, q: HeadVectors, k: HeadVectors, sequence: Sequence) -> tuple[HeadVectors, HeadVectors]:
+    def placed(self, q: HeadVectors, k: KVHeadVectors, sequence: Sequence) -> tuple[HeadVectors, KVHeadVectors]:
         turn = sequence.once(("turns", self.theta, self.d_head, q.device), lambda: self.turns(sequence.pos, q.device))
         return self.hook_rot_q(_turned(q, turn)), self.hook_rot_k(_turned(k, turn))
 
@@ -54,7 +54,7 @@ class RotaryAttention(Attention):
     def allowed(self, sequence: Sequence) -> Bool[Tensor, "..."] | None:
         if self.window is None:
             return sequence.key_mask
-        return sequence.window_mask(self.window)
+        return sequence.window_mask(self.window, self.q.weight.device)
 
     def check_bilinear(self) -> None:
         raise AnalysisError(

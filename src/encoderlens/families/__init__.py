@@ -7,9 +7,11 @@ from encoderlens.families.camembert import CAMEMBERT
 from encoderlens.families.distilbert import DISTILBERT
 from encoderlens.families.electra import ELECTRA
 from encoderlens.families.ernie import ERNIE
+from encoderlens.families.eurobert import EUROBERT
 from encoderlens.families.family import Family
 from encoderlens.families.hubert import HUBERT
 from encoderlens.families.megatron_bert import MEGATRON_BERT
+from encoderlens.families.modernbert import MODERNBERT
 from encoderlens.families.mpnet import MPNET
 from encoderlens.families.roberta import ROBERTA
 from encoderlens.families.roberta_prelayernorm import ROBERTA_PRELAYERNORM
@@ -17,7 +19,7 @@ from encoderlens.families.wav2vec2 import WAV2VEC2
 from encoderlens.families.xlm_roberta import XLM_ROBERTA
 
 POST_LN = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, ALBERT, MPNET, ERNIE)
-PRE_LN = (MEGATRON_BERT, ROBERTA_PRELAYERNORM)
+PRE_LN = (MEGATRON_BERT, ROBERTA_PRELAYERNORM, MODERNBERT, EUROBERT)
 SPEECH = (HUBERT, WAV2VEC2)
 
 REGISTRY: dict[str, Family] = {family.model_type: family for family in (*POST_LN, *PRE_LN, *SPEECH)}
