@@ -227,7 +227,8 @@ def pattern_points(clean: dict[str, Tensor]) -> list[str]:
 
 
 def head_gains(clean: dict[str, Tensor]) -> list[tuple[str, str]]:
-    pairs = [("mlm_head.hook_pre", "mlm_head.hook_post"), ("pooler.dense", "pooler.hook_pooler_out")]
+    pairs = [(f"{head}.hook_pre", f"{head}.hook_post") for head in ("mlm_head", "pre_classifier")]
+    pairs += [("pooler.dense", "pooler.hook_pooler_out")]
     return [(before, after) for before, after in pairs if after in clean]
 
 
@@ -283,7 +284,10 @@ def stream_writes(model: AnyModel) -> list[str]:
 
 def embeddings_of(model: AnyModel) -> list[str]:
     """The row labels of the summands of the embedding."""
-    return ["embed", "pos_embed"] if isinstance(model, HookedAudioEncoder) else ["embed", "pos_embed", "token_type_embed"]
+    if isinstance(model, HookedAudioEncoder):
+        return ["embed", "pos_embed"]
+    tables = {"pos_embed": model.embed.pos_embed, "token_type_embed": model.embed.token_type_embed}
+    return ["embed", *(label for label, table in tables.items() if table is not None)]
 
 
 def written(model: AnyModel, clean: dict[str, Tensor], parts: Collection[str] = ("H", "N")) -> dict[str, tuple[str, Tensor]]:
@@ -299,23 +303,34 @@ def written(model: AnyModel, clean: dict[str, Tensor], parts: Collection[str] = 
             found[f"L{layer}H{head}"] = (attn, z[:, :, head] @ weight.T)
         for neuron in range(post.shape[-1] if "N" in parts else 0):
             found[f"L{layer}N{neuron}"] = (mlp, post[:, :, neuron, None] * block.mlp.output.weight[:, neuron])
-        found[f"{layer}_b_O"], found[f"{layer}_b_out"] = (attn, block.attn.o.bias), (mlp, block.mlp.output.bias)
+        biases = {f"{layer}_b_O": (attn, block.attn.o.bias), f"{layer}_b_out": (mlp, block.mlp.output.bias)}
+        found |= {label: (name, bias) for label, (name, bias) in biases.items() if bias is not None}
     return found
 
 
 def biases_on_the_path(model: AnyModel) -> dict[str, nn.Parameter]:
-    """By row label: the biases of the norms that the whole stream passes through, and of the head."""
+    """By row label: the biases of the norms that the whole stream passes through, and of the head, as far as there are any."""
     found = {} if model.embed.ln is None else {"embed_ln_b": model.embed.ln.b}
     for layer, block in enumerate(model.blocks):
         if model.ln_final is None:
             found |= {f"{layer}_ln1_b": block.ln1.b, f"{layer}_ln2_b": block.ln2.b}
     if model.ln_final is not None and not hasattr(model, "layer_sum"):
         found["ln_final_b"] = model.ln_final.b
+    return {label: bias for label, bias in (found | biases_of_the_head(model)).items() if bias is not None}
+
+
+def biases_of_the_head(model: AnyModel) -> dict[str, nn.Parameter | None]:
+    """By row label."""
+    found: dict[str, nn.Parameter | None] = {}
     if model.task == "masked_lm":
-        head, unembed = model.mlm_head, model.unembed
-        return found | {"head_b": head.dense.bias, "head_ln_b": head.ln.b, "b_U": unembed.bias}
+        if hasattr(model, "mlm_head"):
+            found |= {"head_b": model.mlm_head.dense.bias, "head_ln_b": model.mlm_head.ln.b}
+        return found | {"b_U": model.unembed.bias}
     last = {"next_sentence": "nsp_head", "question_answering": "qa_head", "ctc": "ctc_head"}.get(str(model.task), "classifier")
-    if last == "nsp_head" or model.task == "sequence_classification":
+    if hasattr(model, "pre_classifier"):
+        found["pre_classifier_b"] = model.pre_classifier.dense.bias
+        found |= {} if model.pre_classifier.ln is None else {"pre_classifier_ln_b": model.pre_classifier.ln.b}
+    elif last == "nsp_head" or model.task == "sequence_classification":
         projected = hasattr(model, "projector")
         found |= {"projector_b": model.projector.dense.bias} if projected else {"pooler_b": model.pooler.dense.bias}
     return found | {"head_b": getattr(model, last).dense.bias}

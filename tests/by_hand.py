@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from encoderlens import ActivationCache, HookedEncoder
+from encoderlens import ActivationCache
+from encoderlens.components.norm import LayerNorm
 from tests.additive import AnyModel, embeddings_of, run, written
 
 
@@ -25,7 +26,10 @@ def front_norm(model: AnyModel, layer: int, mlp_input: bool) -> str | None:
     """The name of the norm between the stream and what reads it."""
     if model.ln_final is None:
         return f"blocks.{layer}.ln1" if mlp_input else None
-    return "ln_final" if layer == model.cfg.n_layers else f"blocks.{layer}.ln{1 + mlp_input}"
+    if layer == model.cfg.n_layers:
+        return "ln_final"
+    bare = model.blocks[layer].ln1 is None and not mlp_input
+    return None if bare else f"blocks.{layer}.ln{1 + mlp_input}"
 
 
 def what_reads(cache: ActivationCache, batch: dict[str, Tensor], layer: int, mlp_input: bool) -> Tensor:
@@ -47,7 +51,7 @@ def history(model: AnyModel, layer: int, mlp_input: bool) -> Iterator[tuple[str,
     """What happens to the stream, in order: ("write", label) and ("norm", module name). Written out here, and read nowhere."""
     yield from (("write", name) for name in embeddings_of(model))
     post = model.ln_final is None
-    if post or isinstance(model, HookedEncoder):
+    if model.embed.ln is not None:
         yield "norm", "embed.ln"
     for index in range(layer + mlp_input):
         yield "write", f"{index}_attn_out"
@@ -81,12 +85,13 @@ def by_hand(cache: ActivationCache, layer: int, mlp_input: bool, apply_ln: bool,
         if kind == "norm":
             module, scale = model.get_submodule(name), cache[f"{name}.hook_scale"]
             for label, row in rows.items():
-                rows[label] = (row - row.mean(-1, keepdim=True)) / scale * module.w
-            rows[bias_label(name)] = module.b
+                mean = row.mean(-1, keepdim=True) if isinstance(module, LayerNorm) else 0
+                rows[label] = (row - mean) / scale * module.w
+            rows |= {} if module.b is None else {bias_label(name): module.b}
             continue
         split_here = {"attn_out": "H", "mlp_out": "N"}.get(name.partition("_")[2], "none") in split
         labels, bias = parts_of(model, name) if split_here else ([name], None)
-        rows |= {label: vectors[label] for label in [*labels, *([bias] if bias else [])]}
+        rows |= {label: vectors[label] for label in [*labels, *([bias] if bias in vectors else [])]}
     shape = stream(cache, layer, mlp_input).shape
     return {label: row.detach().expand(shape) for label, row in rows.items()}
 

@@ -9,6 +9,7 @@ from encoderlens.config import (
     EmbeddingPart,
     EncoderConfig,
     GatedMLPPart,
+    HeadPart,
     LayerNormPart,
     MaskedLMPart,
     PreClassifierPart,
@@ -97,7 +98,7 @@ def read_attention(reader: ConfigReader, n_heads: int, d_head: int) -> RotaryAtt
     )
 
 
-def read_heads(reader: ConfigReader, declared: tuple[str, ...], parts: frozenset[str]) -> tuple[Any, ...]:
+def read_heads(reader: ConfigReader, declared: tuple[str, ...], parts: frozenset[str]) -> tuple[HeadPart, ...]:
     """The heads, of which all have the same transform in front."""
     act_fn, bias, dropout = (reader.read(f"classifier_{key}") for key in ("activation", "bias", "dropout"))
     pooled = PreClassifierPart(act_fn, reader.choose("classifier_pooling", POOLING), normed=True, bias=bias)
