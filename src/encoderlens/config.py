@@ -15,6 +15,7 @@ from torch import nn
 from encoderlens.errors import ConfigError
 
 AnyPart = TypeVar("AnyPart", bound="Part")
+Reads = Literal["first", "mean", "every"]  # which positions of the stream a classifier reads
 
 
 @dataclass(frozen=True)
@@ -423,7 +424,7 @@ class PreClassifierPart(Part):
     component = "PreClassifier"
     takes = ("d_model", "norm")
     act_fn: str = "tanh"
-    reads: Literal["first", "mean", "every"] = "first"
+    reads: Reads = "first"
     dropout: float = 0.0
     normed: bool = False
     bias: bool = True

@@ -135,7 +135,10 @@ def _hf_config(model: Encoder) -> Any:
     encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
     values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
     values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
-    return loading.hf_config(family.model_type, values)
+    config = loading.hf_config(family.model_type, values)
+    if encoder.d_vocab is not None and (config.pad_token_id or 0) >= encoder.d_vocab:
+        config.pad_token_id = None  # the default of the family's class, outside a small vocabulary
+    return config
 
 
 def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:

@@ -148,7 +148,8 @@ def _understand(
         return Checkpoint(family, family.base_class, None, parts, config, source, where, folder, name, leave=True)
     hf_class = _class_of(family, declared, present, task, where)
     tasks = family.classes[hf_class]
-    parts = present - _rivals(family, present, tasks)
+    unstored = family.bare.intersection(tasks) if config.get("tie_word_embeddings") else frozenset[str]()
+    parts = (present | unstored) - _rivals(family, present, tasks)
     if task in parts:
         parts -= _rivals(family, parts, (task,))
     _check_distinct(family, parts, where)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from encoderlens.config import AudioEmbedPart, EncoderConfig
 from encoderlens.errors import ConfigError, UnknownArchitectureError
@@ -30,6 +30,7 @@ LEFT_OVER = frozenset(
 
 
 NOT_HEADS = frozenset(("pooler", "mask_embed", "contacts"))  # the parts of a checkpoint that are no heads
+Chosen = TypeVar("Chosen")
 
 
 class ConfigReader:
@@ -60,6 +61,22 @@ class ConfigReader:
             self._seen.add(key)
             if self._values.get(key, value) != value:
                 raise ConfigError(f"{self._where}: {key}={self._values[key]!r} is not implemented; only {value!r} is")
+
+    def choose(self, key: str, choices: Mapping[str, Chosen]) -> Chosen:
+        """What one of several values stands for."""
+        value = self.read(key)
+        if value not in choices:
+            raise ConfigError(f"{self._where}: {key}={value!r} is not implemented; {', '.join(map(repr, choices))} are")
+        return choices[value]
+
+    def theta(self, rotary: Mapping[str, Any]) -> float:
+        """The base of a rotary embedding's frequencies, from its ``rope_parameters``, where nothing scales these."""
+        if rotary["rope_type"] != "default":
+            raise ConfigError(f"{self._where}: rope_type={rotary['rope_type']!r} is not implemented; only 'default' is")
+        others = sorted(rotary.keys() - {"rope_theta", "rope_type", "type"})
+        if others:
+            raise ConfigError(f"{self._where}: {', '.join(others)} in rope_parameters is not implemented; leave it out")
+        return float(rotary["rope_theta"])
 
     def ignore(self, *keys: str) -> None:
         """Keys that do not change what the encoder computes."""
@@ -128,6 +145,7 @@ class Family:
         modality: what it reads.
         pooled: the tasks whose heads read the pooler.
         old_names: what keys of the configuration are called now, by what they were called before transformers had the family.
+        bare: the tasks whose heads may have no tensor of their own in a checkpoint with tied embeddings.
         layer_key: what stands for ``{l}`` in the checkpoint's key of a layer with parameters of its own.
     """
 
@@ -147,6 +165,7 @@ class Family:
     kept: tuple[str, ...] = ()
     pooled: frozenset[str] = frozenset()
     old_names: Mapping[str, str] = field(default_factory=dict)
+    bare: frozenset[str] = frozenset()
     layer_key: Callable[[EncoderConfig, int], str] = lambda cfg, layer: str(layer)
 
     @property
