@@ -69,7 +69,7 @@ def test_wrong_shape(folder: Path, family: Family) -> None:
 
 
 def test_missing_tensor(folder: Path, family: Family) -> None:
-    name = next(name for name in read_tensors(folder) if name.endswith("bias") and ".0." in name)
+    name = next(name for name, tensor in read_tensors(folder).items() if tensor.ndim == 1 and ".0." in name)
     edit_tensors(folder, **{name.replace(".", "__"): None})
     refused(folder, family, WeightsError, str(folder / SAFETENSORS), name, "lacks 1 tensors")
 
