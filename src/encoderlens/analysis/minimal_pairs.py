@@ -73,7 +73,7 @@ class MinimalPairs(Result):
         return {**super().to_dict(), "accuracy": {**numbers, "n": accuracy.n, "level": accuracy.level}}
 
 
-def minimal_pairs(model: HookedEncoder, pairs: Any, method: Method = "within_word", *, batch_size: int = 32) -> MinimalPairs:
+def minimal_pairs(model: HookedEncoder, pairs: Any, method: Method = "within_word", *, batch_size: int = 64) -> MinimalPairs:
     """Score both sentences of each pair by ``pseudo_log_likelihood`` and compare the sums (Warstadt et al. 2020).
 
     Args:
@@ -118,7 +118,8 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    mean, low, high = torch.tensor([share, centre - reach, centre + reach], dtype=torch.float64).clamp(0, 1)  # of rounding
+    ends = max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))  # which rounding may overstep
+    mean, low, high = torch.tensor([share, *ends], dtype=torch.float64)
     return Interval(mean, low, high, n, level)
 
 

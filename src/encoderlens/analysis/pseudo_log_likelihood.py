@@ -123,7 +123,7 @@ class MaskedText:
 
 
 def pseudo_log_likelihood(
-    model: HookedEncoder, inputs: Any, method: Method = "within_word", *, batch_size: int = 32
+    model: HookedEncoder, inputs: Any, method: Method = "within_word", *, batch_size: int = 64
 ) -> PseudoLogLikelihood:
     """Mask each token of a text in turn and take the log-probability that the masked-LM head gives it there.
 
@@ -228,7 +228,7 @@ def masked_texts(model: HookedEncoder, batch: TextBatch, method: Method) -> list
     return texts
 
 
-def log_probabilities(model: HookedEncoder, texts: list[MaskedText], batch_size: int) -> list[Float[Tensor, " token"]]:
+def log_probabilities(model: HookedEncoder, texts: list[MaskedText], batch_size: int) -> list[Float[Tensor, " _"]]:
     """The log-probabilities of each text's tokens, each read off its masked copy by the head of the model's task."""
     questions = [list(zip(text.copies, text.positions, text.targets, strict=True)) for text in texts]
     asked: dict[tuple[Row, int], list[int]] = {}  # copies that several texts have run once
@@ -247,7 +247,7 @@ def log_probabilities(model: HookedEncoder, texts: list[MaskedText], batch_size:
     return [torch.tensor([found[question] for question in of_text], dtype=dtype) for of_text in questions]
 
 
-def summed(log_probs: list[Float[Tensor, " token"]]) -> Float[Tensor, " example"]:
+def summed(log_probs: list[Float[Tensor, " _"]]) -> Float[Tensor, " example"]:
     """The sum of each text, rounded once."""
     return torch.tensor([math.fsum(values.tolist()) for values in log_probs], dtype=log_probs[0].dtype)
 
@@ -264,7 +264,7 @@ def _read(model: HookedEncoder, runs: list[tuple[Row, int]]) -> Float[Tensor, "c
 def _padded(rows: Items[tuple[int, ...]]) -> Int[Tensor, "copy pos"]:
     """Rows of numbers, with zeros up to the longest."""
     longest = max(map(len, rows))
-    return torch.tensor([(*row, *(0,) * (longest - len(row))) for row in rows])
+    return torch.tensor([(*row, *(0,) * (longest - len(row))) for row in rows], dtype=torch.long)
 
 
 def _rows(batch: TextBatch) -> list[Row]:

@@ -27,7 +27,7 @@ How = Annotated[
 BatchSize = Annotated[int, typer.Option(help="How many masked copies of sentences run at a time.")]
 
 
-def score(model: Model, file: File, method: How = "within_word", batch_size: BatchSize = 32, as_json: AsJson = False) -> None:
+def score(model: Model, file: File, method: How = "within_word", batch_size: BatchSize = 64, as_json: AsJson = False) -> None:
     """Score minimal pairs, or sentences, by pseudo-log-likelihood: each token masked in turn."""
     of_pairs = file.suffix.lower() != ".txt"
     inputs = read_minimal_pairs(file) if of_pairs else read_sentences(file)
