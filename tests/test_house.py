@@ -117,6 +117,20 @@ def test_the_examples_of_the_additive_page_run_and_add_up(
     assert (tmp_path / "run.safetensors").exists()
 
 
+def test_the_examples_of_the_scoring_page_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "scoring.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(examples), "scoring.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "##uven" in printed
+    assert "accuracy 66.7% (2 of 3)" in printed
+    assert "door" in printed
+
+
 @pytest.mark.parametrize("hf_class", ["HubertForCTC", "HubertForSequenceClassification", "Wav2Vec2ForCTC"])
 def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> None:
     for layout in LAYOUTS if hf_class.startswith("Wav2Vec2") else ALL_LAYOUTS:
@@ -124,7 +138,15 @@ def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/from-transformer-lens.md", "docs/additive.md", "docs/speech.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/from-transformer-lens.md",
+        "docs/additive.md",
+        "docs/speech.md",
+        "docs/scoring.md",
+    ],
 )
 def test_links_between_documents_lead_somewhere(page: str) -> None:
     path = ROOT / page
