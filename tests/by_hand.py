@@ -89,7 +89,8 @@ def by_hand(cache: ActivationCache, layer: int, mlp_input: bool, apply_ln: bool,
             rows |= {} if norm.b is None else {bias_label(name): norm.b}
         elif kind == "linear":
             linear = model.get_submodule(name)
-            rows = {label: row @ linear.weight.mT for label, row in rows.items()} | {"embed_b": linear.bias}
+            rows = {label: row @ linear.weight.mT for label, row in rows.items()}
+            rows |= {} if linear.bias is None else {"embed_b": linear.bias}
         else:
             split_here = {"attn_out": "H", "mlp_out": "N"}.get(name.partition("_")[2], "none") in split
             labels, bias = parts_of(model, name) if split_here else ([name], "")

@@ -16,7 +16,7 @@ TEXT = {model_type: family for model_type, family in REGISTRY.items() if family.
 
 def heads_of(family: Family) -> dict[str, str]:
     """A class for each task that the family has a head for."""
-    return {task: name for name, tasks in reversed(family.classes.items()) for task in tasks}
+    return {task: name for name, tasks in reversed([*family.classes.items()]) for task in tasks}
 
 
 # Of every family a class with a masked-LM head; and with all else that the family can be asked for.

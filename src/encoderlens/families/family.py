@@ -82,11 +82,15 @@ class ConfigReader:
         """Keys that do not change what the encoder computes."""
         self._seen.update(keys)
 
-    def width_and_heads(self) -> tuple[int, int]:
-        """``hidden_size`` and ``num_attention_heads``, of which the first is a multiple."""
-        d_model, n_heads = self.read("hidden_size"), self.read("num_attention_heads")
+    def width_and_heads(self, width: str = "hidden_size", heads: str = "num_attention_heads") -> tuple[int, int]:
+        """The width of the stream and the number of heads, of which the first is a multiple.
+
+        Args:
+            width, heads: their keys.
+        """
+        d_model, n_heads = self.read(width), self.read(heads)
         if n_heads < 1 or d_model % n_heads:
-            raise ConfigError(f"hidden_size={d_model} is not a multiple of num_attention_heads={n_heads}")
+            raise ConfigError(f"{width}={d_model} is not a multiple of {heads}={n_heads}")
         return d_model, n_heads
 
     def one_of(self, key: str, *implemented: Any) -> Any:
