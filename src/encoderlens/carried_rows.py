@@ -42,10 +42,12 @@ class RowBlock:
 
     @property
     def group(self) -> str:
-        """The parts of the writer whose rows these are, "embeddings", or "bias" for any bias."""
+        """The parts of the writer whose rows these are, "embeddings", "bias" for any bias, or "whole" for what has no parts."""
         if self.kind == "bias":
             return "bias"
-        return self.step.writer.part if isinstance(self.step, WriteOfParts) else "embeddings"
+        if isinstance(self.step, WriteOfParts):
+            return self.step.writer.part
+        return "embeddings" if self.of_embeddings else "whole"
 
     @property
     def of_embeddings(self) -> bool:

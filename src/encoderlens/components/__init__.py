@@ -10,6 +10,8 @@ from torch import nn
 from encoderlens.components.attention import Attention
 from encoderlens.components.audio_embed import AudioEmbed, BatchNormConvPositions, WeightNormConvPositions
 from encoderlens.components.block import PostLNBlock, PreLNBlock
+from encoderlens.components.conv_block import Convolution, ConvPostLNBlock
+from encoderlens.components.disentangled import ContentAttention, DisentangledAttention, RelativeEmbedding
 from encoderlens.components.embed import AbsolutePositions, Embed, PaddedPositions
 from encoderlens.components.frontend import FeatureProjection, Frontend
 from encoderlens.components.heads import (
@@ -41,6 +43,10 @@ _COMPONENTS: dict[str, type] = {
         AudioEmbed,
         BatchNormConvPositions,
         CTCHead,
+        ContentAttention,
+        ConvPostLNBlock,
+        Convolution,
+        DisentangledAttention,
         Embed,
         FeatureProjection,
         Frontend,
@@ -58,6 +64,7 @@ _COMPONENTS: dict[str, type] = {
         RMSNorm,
         RelativeBias,
         RelativeBiasAttention,
+        RelativeEmbedding,
         ReplacedTokenHead,
         RotaryAttention,
         SentenceOrderHead,
