@@ -131,7 +131,7 @@ class CarriedRows:
 
         return RowBlock(step, "bias", [label], vectors)
 
-    def _carried(self, carry: Carry, vectors: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*rows out"]:
+    def _carried(self, carry: Carry, vectors: Float[Tensor, "*some d_in"]) -> Float[Tensor, "*rows out"]:
         return carry.scaled(self._onto(carry.weights(vectors)))
 
     def _onto(self, vectors: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some out"]:

@@ -42,7 +42,7 @@ class Carry:
     weights and of scales would each leave the range of float32, though their ratio does not.
     """
 
-    matrix: Float[Tensor, "d_model d_model"] | None = None
+    matrix: Float[Tensor, "d_in d_model"] | None = None
     scale: Float[Tensor, "*rows 1"] | None = None
 
     def before(self, passage: Passage, scale: Float[Tensor, "*rows 1"] | None) -> "Carry":
@@ -55,11 +55,11 @@ class Carry:
         size = matrix.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
         return Carry(matrix / size, (scale if self.scale is None else self.scale * scale) / size)
 
-    def __call__(self, vectors: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*rows d_model"]:
+    def __call__(self, vectors: Float[Tensor, "*some d_in"]) -> Float[Tensor, "*rows d_model"]:
         """Carry vectors, or one vector that is added at every position."""
         return self.scaled(self.weights(vectors))
 
-    def weights(self, weights: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some d_model"]:
+    def weights(self, weights: Float[Tensor, "*some d_in"]) -> Float[Tensor, "*some d_model"]:
         """What parts write with, so that they write the carried vector, up to the scale."""
         return weights if self.matrix is None else weights.to(self.matrix) @ self.matrix
 

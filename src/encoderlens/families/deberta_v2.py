@@ -11,7 +11,6 @@ from encoderlens.config import (
     ConvFirstPostLNPart,
     ConvolutionPart,
     DisentangledAttentionPart,
-    EmbeddingPart,
     EncoderConfig,
     HeadPart,
     MaskedLMPart,
@@ -63,17 +62,31 @@ HEADS: dict[str, tuple[Row, ...]] = {
 }
 
 
+# Keys that Hugging Face's configuration does not have of its own, and what its model takes their absence for.
+UNSAID: dict[str, Any] = {
+    "share_att_key": False,
+    "position_buckets": -1,
+    "norm_rel_ebd": "none",
+    "conv_kernel_size": 0,
+    "conv_groups": 1,
+    "conv_act": "tanh",
+    "cls_dropout": None,
+}
+
+
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
     d_model, n_heads = reader.width_and_heads()
+    d_embed, dropout, n_ctx = (
+        reader.read("embedding_size", d_model),
+        reader.read("hidden_dropout_prob"),
+        reader.read("max_position_embeddings"),
+    )
     reader.require(attention_head_size=d_model // n_heads, pooler_hidden_size=d_model)
-    dropout, n_ctx, relative = reader.read("hidden_dropout_prob"), reader.read("max_position_embeddings"), _relative(reader)
-    d_embed, conv = reader.read("embedding_size", d_model), _convolution(reader, dropout)
-    scores = (n_heads, d_model // n_heads, reader.read("attention_probs_dropout_prob"))
-    terms, shares = _terms(reader), _flag(reader, "share_att_key", False)
-    if _flag(reader, "position_biased_input"):
-        positions = AbsolutePositionsPart(n_ctx)
-    else:
-        positions = AttentionPositionsPart(n_ctx, "none" if relative is None else "relative")
+    relative, conv, shares = _relative(reader, n_ctx, dropout), _convolution(reader, dropout), _flag(reader, "share_att_key")
+    scores = ContentAttentionPart(
+        n_heads, d_model // n_heads, reader.read("attention_probs_dropout_prob"), terms=_terms(reader)
+    )
+    absolute = _flag(reader, "position_biased_input")
     return bert_like.read_config(
         reader,
         "deberta-v2",
@@ -81,33 +94,27 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
         parts,
         _heads(reader, hf_class, parts, dropout),
         {"zeroes_padding": True, "projects_first": True, "d_embed": None if d_embed == d_model else d_embed},
-        positions=positions,
-        attention=ContentAttentionPart(*scores, terms=terms)
-        if relative is None
-        else DisentangledAttentionPart(*scores, terms=terms, shares=shares),
+        positions=AbsolutePositionsPart(n_ctx)
+        if absolute
+        else AttentionPositionsPart(n_ctx, "relative" if relative else "none"),
+        attention=DisentangledAttentionPart(**vars(scores), shares=shares) if relative else scores,
         relative=relative,
-        block=PostLNPart(dropout) if conv is None else ConvFirstPostLNPart(dropout, conv=conv),
+        block=ConvFirstPostLNPart(dropout, conv=conv) if conv else PostLNPart(dropout),
     )
 
 
-def _relative(reader: ConfigReader) -> RelativeEmbeddingPart | None:
-    norms = [name.strip() for name in str(reader.read("norm_rel_ebd", "none")).lower().split("|")]
-    if not set(norms) <= {"none", "layer_norm"}:
+def _relative(reader: ConfigReader, n_ctx: int, dropout: float) -> RelativeEmbeddingPart | None:
+    norms = {name.strip() for name in str(_read(reader, "norm_rel_ebd")).lower().split("|")}
+    if not norms <= {"none", "layer_norm"}:
         raise reader.refusal("norm_rel_ebd", "'none' or 'layer_norm'")
+    eps = reader.read("layer_norm_eps") if "layer_norm" in norms else None
     max_distance, n_buckets = _count(reader, "max_relative_positions"), _count(reader, "position_buckets")
-    if not _flag(reader, "relative_attention"):
-        return None
-    return RelativeEmbeddingPart(
-        reader.read("max_position_embeddings") if max_distance is None else max_distance,
-        n_buckets,
-        reader.read("layer_norm_eps") if "layer_norm" in norms else None,
-        reader.read("hidden_dropout_prob"),
-    )
+    part = RelativeEmbeddingPart(max_distance or n_ctx, n_buckets, eps, dropout)
+    return part if _flag(reader, "relative_attention") else None
 
 
 def _convolution(reader: ConfigReader, dropout: float) -> ConvolutionPart | None:
-    kernel = _count(reader, "conv_kernel_size")
-    groups, act_fn = reader.read("conv_groups", 1), reader.read("conv_act", "tanh")
+    kernel, groups, act_fn = _count(reader, "conv_kernel_size"), _read(reader, "conv_groups"), _read(reader, "conv_act")
     return None if kernel is None else ConvolutionPart(kernel, groups, act_fn, dropout)
 
 
@@ -118,36 +125,39 @@ def _terms(reader: ConfigReader) -> tuple[str, ...]:
     return tuple(dict.fromkeys(terms))
 
 
-def _count(reader: ConfigReader, key: str) -> int | None:
-    """A positive number; None for what stands for none, or is missing."""
-    value = reader.read(key, -1)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise reader.refusal(key, "a whole number")
-    return value if value > 0 else None
-
-
-def _flag(reader: ConfigReader, key: str, default: Any = ...) -> bool:
-    value = reader.read(key, default)
-    if not isinstance(value, bool):
-        raise reader.refusal(key, "True or False")
-    return value
-
-
 def _heads(reader: ConfigReader, hf_class: str, parts: frozenset[str], dropout: float) -> tuple[HeadPart, ...]:
-    legacy = _flag(reader, "legacy")
-    tied = reader.read("tie_word_embeddings") or not legacy  # only a legacy head can have a decoder of its own
-    own, problem_type = reader.read("cls_dropout", None), reader.read("problem_type")
+    legacy, tied = _flag(reader, "legacy"), _flag(reader, "tie_word_embeddings")
+    own, problem_type = _read(reader, "cls_dropout"), reader.read("problem_type")
     labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
     if problem_type is None and len(labels) > 1:
-        problem_type = "single_label_classification"  # no matter of what kind the labels are, as it is in others
+        problem_type = "single_label_classification"  # in other families, it depends on the labels
     pooler = PreClassifierPart(reader.read("pooler_hidden_act"), dropout=reader.read("pooler_dropout"))
     available: dict[str, HeadPart] = {
-        "masked_lm": MaskedLMPart(reader.read("hidden_act"), tied),
+        "masked_lm": MaskedLMPart(reader.read("hidden_act"), tied or not legacy),  # only a legacy head has a decoder to untie
         "sequence_classification": SequenceClassificationPart(labels, problem_type, dropout if own is None else own, pooler),
         "token_classification": TokenClassificationPart(labels, dropout),
         "question_answering": QuestionAnsweringPart(),
     }
     return bert_like.in_order(available, DEBERTA_V2.classes[hf_class], parts)
+
+
+def _read(reader: ConfigReader, key: str) -> Any:
+    return reader.read(key, UNSAID[key]) if key in UNSAID else reader.read(key)
+
+
+def _count(reader: ConfigReader, key: str) -> int | None:
+    """A positive number; None for what stands for none."""
+    value = _read(reader, key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise reader.refusal(key, "a whole number")
+    return value if value > 0 else None
+
+
+def _flag(reader: ConfigReader, key: str) -> bool:
+    value = _read(reader, key)
+    if not isinstance(value, bool):
+        raise reader.refusal(key, "True or False")
+    return value
 
 
 def write_config(cfg: EncoderConfig) -> dict[str, Any]:
@@ -160,30 +170,21 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
     if isinstance(cfg.attention, DisentangledAttentionPart):
         values["share_att_key"] = cfg.attention.shares
     if isinstance(cfg.relative, RelativeEmbeddingPart):
-        values |= _relative_values(cfg.relative, cfg.n_ctx)
+        values["position_buckets"] = cfg.relative.n_buckets or UNSAID["position_buckets"]
+        values["norm_rel_ebd"] = "none" if cfg.relative.norm_eps is None else "layer_norm"
+        if cfg.relative.max_distance != cfg.n_ctx:  # which is what its absence means
+            values["max_relative_positions"] = cfg.relative.max_distance
     if conv is not None:
         values |= {"conv_kernel_size": conv.kernel, "conv_groups": conv.groups, "conv_act": conv.act_fn}
-    if isinstance(cfg.embed, EmbeddingPart) and cfg.embed.d_embed is not None:
-        values["embedding_size"] = cfg.embed.d_embed
-    if values.get("problem_type") == "single_label_classification":
-        del values["problem_type"]  # so it is read where nothing is said
-    return values | _head_values(cfg)
-
-
-def _relative_values(part: RelativeEmbeddingPart, n_ctx: int | None) -> dict[str, Any]:
-    values: dict[str, Any] = {} if part.max_distance == n_ctx else {"max_relative_positions": part.max_distance}
-    values |= {} if part.n_buckets is None else {"position_buckets": part.n_buckets}
-    return values | ({} if part.norm_eps is None else {"norm_rel_ebd": "layer_norm"})
-
-
-def _head_values(cfg: EncoderConfig) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+    if cfg.factorised:
+        values["embedding_size"] = cfg.d_embed
     for head in cfg.heads:
         if isinstance(head, SequenceClassificationPart) and head.pre_classifier is not None:
-            pooler = head.pre_classifier
-            values |= {"pooler_hidden_act": pooler.act_fn, "pooler_dropout": pooler.dropout}
-            values |= {} if head.dropout == cfg.embed.dropout else {"cls_dropout": head.dropout}
-    return values
+            values |= {"pooler_hidden_act": head.pre_classifier.act_fn, "pooler_dropout": head.pre_classifier.dropout}
+            values["cls_dropout"] = None if head.dropout == cfg.embed.dropout else head.dropout
+            if head.problem_type == "single_label_classification":  # as it is read where nothing is said
+                del values["problem_type"]
+    return {key: value for key, value in values.items() if key not in UNSAID or value != UNSAID[key]}
 
 
 DEBERTA_V2 = Family(
@@ -195,7 +196,7 @@ DEBERTA_V2 = Family(
     part_rows=HEADS,
     # Checkpoints of v2 and v3 hold positions that nothing adds, and an enhanced mask decoder that no class has.
     ignored=(*bert_like.IGNORED, "*embeddings.position_embeddings.weight", "mask_predictions.*"),
-    kept=("*encoder.LayerNorm.*",),  # of relative positions, which the class has without them too
+    kept=("*encoder.LayerNorm.*",),  # over vectors of relative positions: the class can have it without these
     read_config=read_config,
     write_config=write_config,
     hf_arguments=lambda cfg: {},
