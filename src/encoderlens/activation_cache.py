@@ -248,7 +248,7 @@ class ActivationCache(CachedRun):
         """
         split = ("H", "N") if expand_neurons else ("H",)
         rows = self._rows(layer, mlp_input, apply_ln, pos_slice, split=split, onto=project_output_onto)
-        order = ("H", "N", "embeddings", "bias")
+        order = ("H", "N", "whole", "embeddings", "bias")
         blocks = sorted(rows.blocks(), key=lambda block: order.index(block.group))
         return _labelled(*rows.stack(blocks, self.max_stack_bytes), return_labels)
 

@@ -42,10 +42,12 @@ class RowBlock:
 
     @property
     def group(self) -> str:
-        """The parts of the writer whose rows these are, "embeddings", or "bias" for any bias."""
+        """The parts of the writer whose rows these are, "embeddings", "bias" for any bias, or "whole" for what has no parts."""
         if self.kind == "bias":
             return "bias"
-        return self.step.writer.part if isinstance(self.step, WriteOfParts) else "embeddings"
+        if isinstance(self.step, WriteOfParts):
+            return self.step.writer.part
+        return "embeddings" if self.of_embeddings else "whole"
 
     @property
     def of_embeddings(self) -> bool:
@@ -129,7 +131,7 @@ class CarriedRows:
 
         return RowBlock(step, "bias", [label], vectors)
 
-    def _carried(self, carry: Carry, vectors: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*rows out"]:
+    def _carried(self, carry: Carry, vectors: Float[Tensor, "*some d_in"]) -> Float[Tensor, "*rows out"]:
         return carry.scaled(self._onto(carry.weights(vectors)))
 
     def _onto(self, vectors: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some out"]:

@@ -6,7 +6,7 @@ choose parts; nothing else decides what a model looks like.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -78,6 +78,7 @@ class EmbeddingPart(Part):
     Attributes:
         d_embed: the width of factorised embeddings, which a linear layer brings to that of the stream; None for none.
         zeroes_padding: what leaves is zero at padding.
+        projects_first: the linear layer of factorised embeddings stands in front of the norm, and has no bias.
     """
 
     component = "Embed"
@@ -90,6 +91,7 @@ class EmbeddingPart(Part):
     normed: bool = True
     n_task_types: int = 0
     zeroes_padding: bool = False
+    projects_first: bool = False
 
     def check(self) -> None:
         super().check()
@@ -295,6 +297,64 @@ class RelativeBiasAttentionPart(AttentionPart):
 
 
 @dataclass(frozen=True)
+class RelativeEmbeddingPart(Part):
+    """A vector for each bucket of distances between query and key (He et al. 2021).
+
+    Attributes:
+        max_distance: from here on, everything is in the last bucket.
+        n_buckets: buckets to each side, of distances that are logarithmic when far; None for one bucket a distance.
+        norm_eps: of a LayerNorm over the vectors; None for none.
+    """
+
+    component = "RelativeEmbedding"
+    sizes = ("max_distance",)
+    max_distance: int
+    n_buckets: int | None = None
+    norm_eps: float | None = None
+    dropout: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        if self.n_buckets is not None:
+            _check_size("n_buckets", self.n_buckets)
+            if self.n_buckets < 2:
+                raise ConfigError(f"n_buckets={self.n_buckets}: half of them are single distances, so there are two or more")
+
+
+TERMS = ("c2p", "p2c")  # what content's queries make of the keys of positions, and content's keys of the queries of positions
+
+
+@dataclass(frozen=True)
+class ContentAttentionPart(AttentionPart):
+    """What is left of disentangled attention without relative positions: its scale.
+
+    Attributes:
+        terms: the terms that the scale is meant for, beside that of content: of ``TERMS``.
+    """
+
+    component = "ContentAttention"
+    terms: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        super().check()
+        if len(set(self.terms)) != len(self.terms) or not set(self.terms) <= set(TERMS):
+            raise ConfigError(f"terms={self.terms}: disentangled attention has {' and '.join(TERMS)}, each at most once")
+
+
+@dataclass(frozen=True)
+class DisentangledAttentionPart(ContentAttentionPart):
+    """Attention of content to content, of content to positions and of positions to content (He et al. 2021).
+
+    Attributes:
+        shares: keys and queries of positions are made by the layers that make those of content.
+    """
+
+    component = "DisentangledAttention"
+    takes = ("d_model", "relative")
+    shares: bool = False
+
+
+@dataclass(frozen=True)
 class RotaryAttentionPart(AttentionPart):
     """Attention whose queries and keys are turned by their positions (Su et al. 2021).
 
@@ -387,6 +447,38 @@ class PostLNPart(BlockPart):
 
     component = "PostLNBlock"
     final_norm = False
+
+
+@dataclass(frozen=True)
+class ConvolutionPart(Part):
+    """A convolution over neighbouring positions; ``kernel`` of them, an odd number."""
+
+    component = "Convolution"
+    sizes = ("kernel", "groups")
+    kernel: int = 3
+    groups: int = 1
+    act_fn: str = "tanh"
+    dropout: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"kernel={self.kernel}: the convolution has as many neighbours to each side, so it must be odd")
+
+
+@dataclass(frozen=True)
+class ConvFirstPostLNPart(PostLNPart):
+    """The same, and in the first block a convolution of what enters it, and one more norm (He et al. 2021)."""
+
+    component = "ConvPostLNBlock"
+    conv: ConvolutionPart = field(kw_only=True)
+
+    def check(self) -> None:
+        super().check()
+        self.conv.check()
+
+    def at(self, layer: int) -> PostLNPart:
+        return self if layer == 0 else PostLNPart(self.dropout, self.mlp_dropout)
 
 
 @dataclass(frozen=True)
@@ -766,7 +858,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers"):
             _check_size(name, getattr(self, name))
-        for value in (getattr(self, field.name) for field in fields(self)):
+        for value in (getattr(self, own.name) for own in fields(self)):
             if isinstance(value, Part):
                 value.check()
         for name in ("eps", "initializer_range"):

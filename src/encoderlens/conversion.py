@@ -120,7 +120,8 @@ def to_hf(model: Encoder) -> Any:
     if encoder.original_architecture == family.base_class:
         tensors = {name.removeprefix(family.base_prefix): tensor for name, tensor in tensors.items()}
     names = hf_model.state_dict()
-    lacking = [name for name in tensors if name not in names]
+    placed = {tensor.data_ptr() for name, tensor in tensors.items() if name in names}  # some have two names, for two classes
+    lacking = [name for name, tensor in tensors.items() if name not in names and tensor.data_ptr() not in placed]
     if lacking:
         log.warning("%s has no place for %s; they are not in the result", hf_class.__name__, ", ".join(lacking))
     absent = [name for name in names if name not in tensors]

@@ -12,10 +12,12 @@ _EMBED = ("embed", "pos_embed", "token_type_embed")
 _NORM = ("scale", "normalized")
 _NORM_PLACES = {"projection": "projection.ln", "embed": "embed.ln", "mlm_head": "mlm_head.ln", "ln_final": "ln_final"}
 _PARENT_OF = {
-    **dict.fromkeys(("q", "k", "v", "rot_q", "rot_k", "z", "result", "attn_scores", "pattern"), "attn."),
+    **dict.fromkeys(("q", "k", "v", "rot_q", "rot_k", "z", "result"), "attn."),
+    **dict.fromkeys(("rel_bias", "c2p", "p2c", "attn_scores", "pattern"), "attn."),
     **dict.fromkeys(("in", "pre", "pre_linear", "post"), "mlp."),
     **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out"), ""),
     **dict.fromkeys(("q_input", "k_input", "v_input", "normalized_resid_mid", "normalized_resid_post"), ""),
+    **dict.fromkeys(("conv_out", "resid_conv", "normalized_resid_conv"), ""),
 }
 _ALIASES = {
     "attn": "pattern",

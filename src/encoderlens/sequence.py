@@ -54,6 +54,12 @@ class Sequence:
         """True where a key may be attended to, broadcast over heads and queries; None when all may."""
         return None if self.mask is None else self.mask[:, None, None, :]
 
+    @property
+    def open_at_padding(self) -> Bool[Tensor, "batch 1 pos pos"] | None:
+        """As ``key_mask``, but a query at padding may attend to everything; None when every position is real."""
+        mask = self.mask
+        return None if mask is None else self.once("open at padding", lambda: (mask[:, None] | ~mask[:, :, None])[:, None])
+
     def window_mask(self, reach: int, device: torch.device) -> Bool[Tensor, "batch 1 #pos pos"] | None:
         """True where a key may be attended to and is at most ``reach`` positions away; at padding that has no such key, where
         it is the query's own position. None when all may; ``key_mask`` when all are near.
@@ -76,9 +82,9 @@ class Sequence:
         """Row i of a table of positions for position i, as a view that repeats it over the batch."""
         return table[: self.pos].expand(self.batch, -1, -1)
 
-    def zeroed(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch pos width"]:
+    def zeroed(self, x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos *width"]:
         """x with zeros at padding."""
-        return x if self.mask is None else x.masked_fill(~self.mask.unsqueeze(-1), 0.0)
+        return x if self.mask is None else x.masked_fill(~self.mask.view(*self.mask.shape, *[1] * (x.ndim - 2)), 0.0)
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:

@@ -11,6 +11,8 @@ from encoderlens.components.attention import Attention
 from encoderlens.components.audio_embed import AudioEmbed, BatchNormConvPositions, WeightNormConvPositions
 from encoderlens.components.block import PostLNBlock, PreLNBlock
 from encoderlens.components.contacts import ContactHead
+from encoderlens.components.conv_block import Convolution, ConvPostLNBlock
+from encoderlens.components.disentangled import ContentAttention, DisentangledAttention, RelativeEmbedding
 from encoderlens.components.embed import AbsolutePositions, Embed, PaddedPositions, TokenDropoutEmbed
 from encoderlens.components.frontend import FeatureProjection, Frontend
 from encoderlens.components.heads import (
@@ -50,6 +52,10 @@ _COMPONENTS: dict[str, type] = {
         AudioEmbed,
         BatchNormConvPositions,
         CTCHead,
+        ContentAttention,
+        ConvPostLNBlock,
+        Convolution,
+        DisentangledAttention,
         ContactHead,
         Embed,
         FeatureProjection,
@@ -68,6 +74,7 @@ _COMPONENTS: dict[str, type] = {
         RMSNorm,
         RelativeBias,
         RelativeBiasAttention,
+        RelativeEmbedding,
         ReplacedTokenHead,
         RotaryAttention,
         RotaryFrequencies,

@@ -13,6 +13,7 @@ from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Projection, Step, Write
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
+from encoderlens.shapes import Stream
 
 
 class TokenEmbedding(Component):
@@ -103,13 +104,14 @@ Positions = AbsolutePositions | PaddedPositions
 class Embed(nn.Module):
     """``LN(embed + token_type_embed + pos_embed)``, then dropout in training; some of these may be missing.
 
-    Factorised embeddings have a width of their own, and a linear layer behind the norm (Lan et al. 2020).
+    Factorised embeddings have a width of their own, and a linear layer behind the norm (Lan et al. 2020) or in front of it.
 
     Args:
         n_token_types, n_task_types: rows of these tables; 0 for none.
         normed: whether there is a norm.
         zeroes_padding: whether what leaves is zero at padding.
         projected: whether there is a linear layer from ``d_embed`` to ``d_model``.
+        projects_first: whether it stands in front of the norm, and has no bias.
         pos_embed: None where positions enter in attention only.
     """
 
@@ -122,13 +124,14 @@ class Embed(nn.Module):
         projected: bool,
         normed: bool,
         zeroes_padding: bool,
+        projects_first: bool,
         dropout: float,
         d_model: int,
         pos_embed: Positions | None,
         norm: Callable[..., ScaledNorm],
     ) -> None:
         super().__init__()
-        self.dropout, self.zeroes_padding = dropout, zeroes_padding
+        self.dropout, self.zeroes_padding, self.projects_first = dropout, zeroes_padding, projects_first
         axes = "batch pos d_embed" if projected else "batch pos d_model"
         self.embed = TokenEmbedding(d_vocab, d_embed)
         self.pos_embed = pos_embed
@@ -141,8 +144,9 @@ class Embed(nn.Module):
             self.hook_task_type_embed = HookPoint(axes)
         if self.pos_embed is not None:
             self.hook_pos_embed = HookPoint(axes)
-        self.ln = norm(d_embed, axes.split()[-1]) if normed else None
-        self.projection = Linear(d_embed, d_model) if projected else None
+        width = (d_model, "d_model") if projects_first else (d_embed, axes.split()[-1])
+        self.ln = norm(*width) if normed else None
+        self.projection = Linear(d_embed, d_model, bias=not projects_first) if projected else None
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], token_type_ids: Int[Tensor, "batch pos"] | None, sequence: Sequence
@@ -154,9 +158,16 @@ class Embed(nn.Module):
             total = total + self.hook_task_type_embed(self.task_type_embed(sequence))
         if self.pos_embed is not None:
             total = total + self.hook_pos_embed(self.pos_embed(tokens, sequence))
+        if self.projects_first:
+            return self._settled(self._projected(total), sequence)
+        return self._projected(self._settled(total, sequence))
+
+    def _settled(self, total: Stream, sequence: Sequence) -> Stream:
         normed = total if self.ln is None else self.ln(total)
-        settled = F.dropout(sequence.zeroed(normed) if self.zeroes_padding else normed, self.dropout, self.training)
-        return settled if self.projection is None else self.projection(settled)
+        return F.dropout(sequence.zeroed(normed) if self.zeroes_padding else normed, self.dropout, self.training)
+
+    def _projected(self, x: Float[Tensor, "batch pos d_embed"]) -> Float[Tensor, "batch pos d_model"]:
+        return x if self.projection is None else self.projection(x)
 
     def words(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
         """What stands for the tokens themselves."""
@@ -177,9 +188,9 @@ class Embed(nn.Module):
             steps.append(Write(self.hook_token_type_embed))
         if self.task_type_embed is not None:
             steps.append(Write(self.hook_task_type_embed))
-        if self.ln is not None:
-            steps.append(Norm(self.ln))
-        return steps if self.projection is None else [*steps, Projection(self.projection)]
+        norms = [] if self.ln is None else [Norm(self.ln)]
+        projections = [] if self.projection is None else [Projection(self.projection)]
+        return [*steps, *projections, *norms] if self.projects_first else [*steps, *norms, *projections]
 
     def to_stream(self, table: Float[Tensor, "row d_embed"]) -> Float[Tensor, "row d_model"]:
         """Rows of a table as the stream gets them but for the norm: the rows themselves, or through the projection."""

@@ -4,6 +4,7 @@ from encoderlens.errors import UnknownArchitectureError
 from encoderlens.families.albert import ALBERT
 from encoderlens.families.bert import BERT
 from encoderlens.families.camembert import CAMEMBERT
+from encoderlens.families.deberta_v2 import DEBERTA_V2
 from encoderlens.families.distilbert import DISTILBERT
 from encoderlens.families.electra import ELECTRA
 from encoderlens.families.ernie import ERNIE
@@ -20,7 +21,7 @@ from encoderlens.families.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 from encoderlens.families.wav2vec2 import WAV2VEC2
 from encoderlens.families.xlm_roberta import XLM_ROBERTA
 
-POST_LN = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, ALBERT, MPNET, ERNIE, NOMIC_BERT)
+POST_LN = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, ALBERT, MPNET, ERNIE, DEBERTA_V2, NOMIC_BERT)
 PRE_LN = (MEGATRON_BERT, ROBERTA_PRELAYERNORM, MODERNBERT, EUROBERT, ESM)
 SPEECH = (HUBERT, WAV2VEC2)
 

@@ -48,19 +48,30 @@ class ConfigReader:
         self._where = where
         self._seen: set[str] = set(HARMLESS | LEFT_OVER)
 
-    def read(self, key: str, *default: Any) -> Any:
-        """A value that the family understands, or the default where there is one."""
+    def read(self, key: str, default: Any = ...) -> Any:
+        """A value that the family understands.
+
+        Args:
+            default: of a key that may be missing.
+
+        Raises:
+            ConfigError: for a key that may not.
+        """
         self._seen.add(key)
-        if key not in self._values and not default:
+        if key not in self._values and default is ...:
             raise ConfigError(f"{self._where} lacks {key}")
-        return self._values.get(key, *default)
+        return self._values.get(key, default)
 
     def require(self, **expected: Any) -> None:
         """Values that nothing else is implemented for."""
         for key, value in expected.items():
             self._seen.add(key)
             if self._values.get(key, value) != value:
-                raise ConfigError(f"{self._where}: {key}={self._values[key]!r} is not implemented; only {value!r} is")
+                raise self.refusal(key, repr(value))
+
+    def refusal(self, key: str, known: str) -> ConfigError:
+        """What to raise for a value that is not implemented, with what is."""
+        return ConfigError(f"{self._where}: {key}={self._values[key]!r} is not implemented; only {known} is")
 
     def choose(self, key: str, choices: Mapping[str, Chosen]) -> Chosen:
         """What one of several values stands for."""
