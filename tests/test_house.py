@@ -129,7 +129,9 @@ def assert_documented(model: HookedEncoder | HookedAudioEncoder) -> None:
 
 @pytest.mark.parametrize(
     "hf_class",
-    ["BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"],
+    ["BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"]
+    + ["ModernBertForMaskedLM", "ModernBertForSequenceClassification", "ModernBertForQuestionAnswering"]
+    + ["EuroBertForMaskedLM", "EuroBertForSequenceClassification", "EuroBertForTokenClassification"],
 )
 def test_every_hook_point_is_documented(hf_class: str) -> None:
     assert_documented(HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class), device="cpu"))
