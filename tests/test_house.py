@@ -131,11 +131,6 @@ def test_the_examples_of_the_scoring_page_run(
     assert "door" in printed
 
 
-@pytest.mark.parametrize("hf_class", ["DebertaV2ForMaskedLM", "DebertaV2ForSequenceClassification"])
-def test_every_hook_point_of_deberta_is_documented(hf_class: str) -> None:
-    assert_documented(HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class, conv_kernel_size=3), device="cpu"))
-
-
 @pytest.mark.parametrize("hf_class", ["HubertForCTC", "HubertForSequenceClassification", "Wav2Vec2ForCTC"])
 def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> None:
     for layout in LAYOUTS if hf_class.startswith("Wav2Vec2") else ALL_LAYOUTS:

@@ -68,13 +68,11 @@ class Sequence:
             return self.key_mask
 
         def make() -> Bool[Tensor, "batch 1 pos pos"]:
-            at = torch.arange(self.pos, device=device)
-            distance = (at - at.unsqueeze(1)).abs()
-            near = (distance <= reach)[None, None]
+            near = torch.ones(1, 1, self.pos, self.pos, dtype=torch.bool, device=device).triu(-reach).tril(reach)
             if self.key_mask is None:
                 return near
             allowed = near & self.key_mask
-            return allowed | (~allowed.any(-1, keepdim=True) & (distance == 0))
+            return allowed | (~allowed.any(-1, keepdim=True) & torch.eye(self.pos, dtype=torch.bool, device=device))
 
         return self.once(("window", reach, device), make)
 
