@@ -17,6 +17,7 @@ from encoderlens.errors import InputError, TaskError
 from encoderlens.linearised import direct_rows, require_eval
 
 SECOND = "component of the second"
+CHUNK = 64  # numbers of an embedding whose gradients are in memory at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +163,16 @@ def _by_position(
         stream = stream.detach().requires_grad_()
         vector = embedding.forward(stream, batch.sequence)[0]
         every = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)
-        (jacobian,) = torch.autograd.grad(vector, stream, every, is_grads_batched=True)
+        columns = [_products(vector, stream, some) for some in every.split(CHUNK)]
     with torch.no_grad():
-        rows = torch.einsum("opd,pd->po", jacobian[:, 0], stream[0])
+        rows = torch.cat(columns, 1)
         rows = torch.cat([rows, (vector - rows.sum(0))[None]]) / vector.norm()
     return rows, (*batch.position_labels, "bias")
+
+
+def _products(
+    vector: Float[Tensor, " d_sentence"], stream: Float[Tensor, "1 pos d_model"], directions: Float[Tensor, "some d_sentence"]
+) -> Float[Tensor, "pos some"]:
+    """The stream at each position times the gradient of the vector along each direction."""
+    (gradients,) = torch.autograd.grad(vector, stream, directions, retain_graph=True, is_grads_batched=True)
+    return torch.einsum("spd,pd->ps", gradients[:, 0], stream[0])
