@@ -391,7 +391,7 @@ def test_what_does_not_go_with_an_embedding_is_refused(usual: tuple[Any, Path], 
     for returns in ("logits", "predictions", "loss"):
         with pytest.raises(TaskError, match=f"return_type='{returns}' needs a head"):
             model(TEXTS, returns)
-    with pytest.raises(TaskError, match="needs a sentence encoder, and this is none: its folder has no modules.json"):
+    with pytest.raises(TaskError, match=r"needs a sentence encoder, and this is none: its folder has no modules\.json"):
         bert("no", "embedding")
 
 
@@ -439,8 +439,8 @@ def without(path: str) -> Callable[[Path], None]:
     return remove
 
 
-def with_text(path: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / path).write_text(text)] and None
+def with_text(path: str, text: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / path).write_text(text)
 
 
 def with_values(path: str, **values: Any) -> Callable[[Path], None]:
@@ -456,7 +456,7 @@ def with_type(index: int, kind: str) -> Callable[[Path], None]:
 
 POOLING, DENSE, NORM = "1_Pooling/config.json", "2_Dense/config.json", "3_LayerNorm/config.json"
 SETTINGS = "config_sentence_transformers.json"
-REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
+REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "unknown module": (with_type(2, "LSTM"), ConfigError, r"modules\.json: the module LSTM is not implemented; .* Dense, "),
     "unknown first module": (with_type(0, "WordEmbeddings"), ConfigError, r"modules\.json: the first module is WordEmbeddings"),
     "no pooling": (with_type(1, "CNN"), ConfigError, r"modules\.json: Transformer is followed by CNN; only Pooling"),
@@ -477,9 +477,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         r"1_Pooling/config\.json: pooling mode 'median' is not implemented; cls, max, mean",
     ),
     "pooling without the prompt": (
-        lambda folder: (
-            [edit_json(folder / POOLING, include_prompt=False), edit_json(folder / SETTINGS, prompts={"q": "q: "})] and None
-        ),
+        lambda folder: [edit_json(folder / POOLING, include_prompt=False), edit_json(folder / SETTINGS, prompts={"q": "q: "})],
         ConfigError,
         r"1_Pooling/config\.json: include_prompt=False is not implemented",
     ),
@@ -586,7 +584,7 @@ def test_tensors_that_do_not_fit(edits: dict[str, Any], message: str, folder: Pa
         load(folder)
 
 
-def test_a_module_of_a_transformer_s_name_takes_none_of_its_tensors(folder: Path) -> None:
+def test_a_tensor_of_the_transformer_is_not_taken_for_one_of_a_module(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"linear.weight": torch.ones(2, 2)}, folder / "model.safetensors")
     with pytest.raises(
