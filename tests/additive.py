@@ -7,6 +7,7 @@ put back is then linear, and "take one write out and run again" is what a row cl
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from encoderlens.config import (
     PostLNPart,
     PreLNPart,
     QuestionAnsweringPart,
+    SentenceEmbeddingPart,
     SequenceClassificationPart,
     TokenClassificationPart,
 )
@@ -86,6 +88,20 @@ def additive_model(
             QuestionAnsweringPart(),
         ),
     )
+    model = _trained_like(cfg, dtype, seed)
+    model.task = task
+    return model
+
+
+def sentence_model(
+    part: SentenceEmbeddingPart, block: str = "post", mlp: str = "plain", dtype: torch.dtype = torch.float32, **sizes: int
+) -> HookedEncoder:
+    """A sentence encoder, without heads, that is otherwise an ``additive_model``."""
+    cfg = additive_model(block, mlp, **sizes).cfg.encoder
+    return _trained_like(replace(cfg, heads=(), pooler=None, sentence=part), dtype, seed=0)
+
+
+def _trained_like(cfg: EncoderConfig, dtype: torch.dtype, seed: int) -> HookedEncoder:
     model = HookedEncoder(cfg, device="cpu", dtype=dtype, init_weights=False).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -95,7 +111,6 @@ def additive_model(
                 parameter.copy_(noise * 0.25)
             else:
                 parameter.copy_(0.3 * noise + (1 if name.endswith(".w") else 0))
-    model.task = task
     return model
 
 
@@ -166,9 +181,10 @@ def score(model: AnyModel, batch: dict[str, Tensor]) -> Tensor:
 def clean_run(model: AnyModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every activation of a run by name, and ``"pooler.dense"``: what the pooler's activation function gets."""
     clean: dict[str, Tensor] = {}
+    returns = "embedding" if model.task is None else "logits"
     with torch.no_grad(), _noting_pooler(model, clean):
         _, cache = model.run_with_cache(
-            **arguments(batch), return_type="logits", names_filter=lambda name: True, return_cache_object=False
+            **arguments(batch), return_type=returns, names_filter=lambda name: True, return_cache_object=False
         )
     return clean | cache
 
@@ -311,6 +327,11 @@ def biases_on_the_path(model: AnyModel) -> dict[str, nn.Parameter]:
             found |= {f"{layer}_ln1_b": block.ln1.b, f"{layer}_ln2_b": block.ln2.b}
     if model.ln_final is not None and not hasattr(model, "layer_sum"):
         found["ln_final_b"] = model.ln_final.b
+    if model.sentence_embedding is not None:
+        layers = model.sentence.items()
+        found |= {f"{name}_b": layer.dense.bias for name, layer in layers if name.startswith("dense")}
+        found |= {f"{name}_b": layer.ln.b for name, layer in layers if name.startswith("layer_norm")}
+        return {label: bias for label, bias in found.items() if bias is not None}
     if model.task == "masked_lm":
         head, unembed = model.mlm_head, model.unembed
         return found | {"head_b": head.dense.bias, "head_ln_b": head.ln.b, "b_U": unembed.bias}
