@@ -31,6 +31,7 @@ from encoderlens.config import (
     PostLNPart,
     PreLNPart,
     QuestionAnsweringPart,
+    SentenceEmbeddingPart,
     SequenceClassificationPart,
     TokenClassificationPart,
 )
@@ -91,7 +92,20 @@ def additive_model(
             QuestionAnsweringPart(),
         ),
     )
-    cfg = replace(cfg, **(parts or {}))
+    model = _trained_like(replace(cfg, **(parts or {})), dtype, seed)
+    model.task = task
+    return model
+
+
+def sentence_model(
+    part: SentenceEmbeddingPart, block: str = "post", mlp: str = "plain", dtype: torch.dtype = torch.float32, **sizes: int
+) -> HookedEncoder:
+    """A sentence encoder, without heads, that is otherwise an ``additive_model``."""
+    cfg = additive_model(block, mlp, **sizes).cfg.encoder
+    return _trained_like(replace(cfg, heads=(), pooler=None, sentence=part), dtype, seed=0)
+
+
+def _trained_like(cfg: EncoderConfig, dtype: torch.dtype, seed: int) -> HookedEncoder:
     model = HookedEncoder(cfg, device="cpu", dtype=dtype, init_weights=False).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -101,7 +115,6 @@ def additive_model(
                 parameter.copy_(noise * 0.25)
             else:
                 parameter.copy_(0.3 * noise + (1 if name.endswith(".w") else 0))
-    model.task = task
     return model
 
 
@@ -172,9 +185,10 @@ def score(model: AnyModel, batch: dict[str, Tensor]) -> Tensor:
 def clean_run(model: AnyModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every activation of a run by name, and ``"pooler.dense"``: what the pooler's activation function gets."""
     clean: dict[str, Tensor] = {}
+    returns = "embedding" if model.task is None else "logits"
     with torch.no_grad(), _noting_pooler(model, clean):
         _, cache = model.run_with_cache(
-            **arguments(batch), return_type="logits", names_filter=lambda name: True, return_cache_object=False
+            **arguments(batch), return_type=returns, names_filter=lambda name: True, return_cache_object=False
         )
     return clean | cache
 
@@ -330,7 +344,10 @@ def biases_on_the_path(model: AnyModel) -> dict[str, tuple[nn.Module, Tensor]]:
     if model.ln_final is None:
         for layer in range(model.cfg.n_layers):
             paths |= {label.format(l=layer): path.format(l=layer) for label, path in POST_LN_BIASES.items()}
-    head = model.heads[str(model.task)].modules
+    if model.task is None:  # a sentence encoder
+        paths |= {f"{name}_b": f"sentence.{name}.dense" for name in model.sentence if name.startswith("dense")}
+        paths |= {f"{name}_b": f"sentence.{name}.ln" for name in model.sentence if name.startswith("layer_norm")}
+    head = {} if model.task is None else model.heads[model.task].modules
     if "layer_sum" in head:  # which reads the streams in front of it
         del paths["ln_final_b"]
     for name in head:

@@ -18,7 +18,6 @@ from encoderlens.sequence import Sequence, check_positions
 from encoderlens.shapes import Resid
 from encoderlens.text_input import (
     Alignment,
-    Text,
     TextBatch,
     TextInput,
     align,
@@ -29,7 +28,7 @@ from encoderlens.text_input import (
     check_tokens,
     encode,
     is_text,
-    make_lower_case,
+    lower_casing,
     require_tokenizer,
     warn_of_cuts,
 )
@@ -110,7 +109,7 @@ class HookedEncoder(PretrainedEncoder):
             checkpoint_index, checkpoint_value: not for encoders; use ``revision``.
             hf_model: a Hugging Face model of a supported class: its weights are copied.
             device: by default the GPU if there is one.
-            tokenizer: used instead of the checkpoint's own.
+            tokenizer: used instead of the checkpoint's own; where a sentence encoder reads lower case, a copy that makes it so.
             move_to_device: False keeps the model on the CPU.
             dtype: of the parameters, whatever the checkpoint's; ``torch_dtype`` is another name for it.
             task: the head that ``return_type="logits"`` runs; "encoder" loads just the encoder, also of a class that is not
@@ -128,9 +127,9 @@ class HookedEncoder(PretrainedEncoder):
         model = cls(encoder, None, move_to_device, device=device, dtype=wanted, init_weights=False)
         conversion.fill(model, checkpoint)
         name = None if model_name is None else str(model_name)
-        model.tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
-        if encoder.sentence is not None and encoder.sentence.lowercases:
-            make_lower_case(require_tokenizer(model.tokenizer, "a sentence encoder that reads lower case"))
+        tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
+        lowercases = encoder.sentence is not None and encoder.sentence.lowercases and tokenizer is not None
+        model.tokenizer = lower_casing(tokenizer) if lowercases else tokenizer
         return model.eval()
 
     @classmethod
@@ -170,7 +169,7 @@ class HookedEncoder(PretrainedEncoder):
         """
         texts, _ = as_texts(input)
         tokenizer = require_tokenizer(self.tokenizer, "text input")
-        tensors = encode(tokenizer, self._prompted(texts), self.max_tokens, truncate)
+        tensors = encode(tokenizer, [self._prompted(text) for text in texts], self.max_tokens, truncate)
         tokens, types, mask = (tensor.to(self.cfg.device) if move_to_device else tensor for tensor in tensors)
         return tokens, types, mask
 
@@ -186,13 +185,14 @@ class HookedEncoder(PretrainedEncoder):
         return strings if input.ndim == 2 else strings[0]
 
     def align(self, text: Any) -> Alignment:
-        """Tokens, words and character spans of a text or pair, set against each other.
+        """Tokens, words and character spans of a text or pair, set against each other; with any prompt in front of the text,
+        which spans then count too.
 
         Raises:
             TokenizerMissingError: without a tokenizer.
             InputError: for a tokenizer that keeps no offsets, or anything but one text or pair.
         """
-        return align(require_tokenizer(self.tokenizer, "align"), text)
+        return align(require_tokenizer(self.tokenizer, "align"), self._prompted(text))
 
     # Running
 
@@ -210,12 +210,12 @@ class HookedEncoder(PretrainedEncoder):
                 raise InputError("a prepared batch has its token types and its mask; give them to prepare()")
             return input
         if is_text(input):
-            texts, single = as_texts(input)
-            tokenizer = require_tokenizer(self.tokenizer, "text input")
+            given, single = as_texts(input)
+            tokenizer, texts = require_tokenizer(self.tokenizer, "text input"), [self._prompted(text) for text in given]
             cuts = self.sentence_embedding is not None
-            tokens, own_types, own_mask = encode(tokenizer, self._prompted(texts), self.max_tokens, truncate=cuts)
+            tokens, own_types, own_mask = encode(tokenizer, texts, self.max_tokens, truncate=cuts)
             if cuts:
-                warn_of_cuts(tokenizer, self._prompted(texts), own_mask, self.max_tokens)
+                warn_of_cuts(tokenizer, texts, own_mask, self.max_tokens)
             types = own_types if types is None and self.cfg.n_token_types else types
             mask = own_mask if mask is None else mask
         else:
@@ -348,8 +348,9 @@ class HookedEncoder(PretrainedEncoder):
         limit = self.tokenizer.model_max_length if own is None and self.tokenizer is not None else own
         return self.cfg.n_ctx if limit is None else min(limit, self.cfg.n_ctx)
 
-    def _prompted(self, texts: list[Text]) -> list[Text]:
-        return [f"{self.prompt}{text}" if isinstance(text, str) else text for text in texts]
+    def _prompted(self, text: Any) -> Any:
+        """A single text with the prompt in front; a pair as it is."""
+        return f"{self.prompt}{text}" if isinstance(text, str) else text
 
     def _sequence(self, mask: Tensor | None, batch: int, pos: int) -> Sequence:
         return Sequence(batch, pos, None if mask is None else mask.to(self.cfg.device))

@@ -15,7 +15,15 @@ from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, 
 from encoderlens.families import REGISTRY, family_of
 from encoderlens.families.family import NOT_HEADS, ConfigReader, Family
 from encoderlens.names import did_you_mean
-from encoderlens.sentence_folder import MODULES, read_sentence_folder, score_function, transformer_folder
+from encoderlens.sentence_folder import (
+    MODULES,
+    SETTINGS,
+    TRANSFORMER_FILES,
+    module_folders,
+    read_sentence_folder,
+    score_function,
+    transformer_folder,
+)
 from encoderlens.tensor_source import WEIGHT_FILES, JoinedSource, MemorySource, TensorSource, open_folder, shard_names
 
 log = logging.getLogger("encoderlens")
@@ -251,7 +259,9 @@ def find_folder(model_name: str, revision: str | None = None, *, tokenizer_only:
 
 
 def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
-    """A hub repository's configuration, weights and tokenizer, or the latter alone, through the hub's cache."""
+    """A hub repository's configuration, weights and tokenizer, those of all its modules included, or the tokenizer alone,
+    through the hub's cache.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -261,13 +271,19 @@ def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
         OfflineModeIsEnabled,
     )
 
-    def fetch(name: str) -> Path | None:
+    def fetch(name: str, folder: str = "") -> Path | None:
         try:
-            return Path(hf_hub_download(repo, name, revision=revision))
+            return Path(hf_hub_download(repo, f"{folder}/{name}" if folder else name, revision=revision))
         except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
             return None
 
-    needed = (*TOKENIZER_FILES, *PROCESSOR_FILES) if tokenizer_only else ("config.json",)
+    def fetch_weights(folder: str) -> None:
+        weights = next((path for name in WEIGHT_FILES if (path := fetch(name, folder)) is not None), None)
+        if weights is not None and weights.name.endswith(".index.json"):
+            for shard in shard_names(weights):
+                fetch(shard, folder)
+
+    needed = (*TOKENIZER_FILES, *PROCESSOR_FILES) if tokenizer_only else ("config.json", MODULES)
     try:
         found = next((path for path in map(fetch, needed) if path is not None), None)
     except (HFValidationError, HfHubHTTPError) as error:
@@ -277,12 +293,18 @@ def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
             f"{repo!r} is not a folder, and its {needed[0]} is neither in the hub cache nor to be fetched: check the name"
             f"{f' and revision {revision!r}' if revision else ''}, go online once, or give a local folder"
         )
-    weights = None if tokenizer_only else next((path for path in map(fetch, WEIGHT_FILES) if path is not None), None)
-    if weights is not None and weights.name.endswith(".index.json"):
-        for shard in shard_names(weights):
-            fetch(shard)
-    for name in (*TOKENIZER_FILES, *TOKENIZER_EXTRAS):
-        fetch(name)
+    modules = None if tokenizer_only else fetch(MODULES)
+    transformer, *others = [""] if modules is None else module_folders(modules)
+    extras = () if modules is None else TRANSFORMER_FILES
+    for name in (*TOKENIZER_FILES, *TOKENIZER_EXTRAS, *extras):
+        fetch(name, transformer)
+    if not tokenizer_only:
+        fetch_weights(transformer)
+    for folder in others:
+        fetch("config.json", folder)
+        fetch_weights(folder)
+    if modules is not None:
+        fetch(SETTINGS)
     return found.parent
 
 
@@ -424,6 +446,8 @@ def check_modality(found: str, wanted: str, where: str) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"{path} is missing: {MODULES} says that the transformer is there; download it")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -20,7 +20,9 @@ from encoderlens.tensor_source import TensorSource, open_folder
 from encoderlens.weights import Row, linear, norm
 
 MODULES = "modules.json"
-TRANSFORMER_FILES = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
+TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+)
 SETTINGS = "config_sentence_transformers.json"
 
 
@@ -46,7 +48,7 @@ def score_function(folder: Path | None, config: Mapping[str, Any]) -> str | None
     Raises:
         ConfigError: for one that is not implemented.
     """
-    settings = {} if folder is None else _read(folder / SETTINGS, {})
+    settings = {} if folder is None else _read_if_there(folder / SETTINGS)
     inside = config.get("sentence_transformers") or {}
     found = settings.get("activation_fn") or inside.get("activation_fn") or config.get("sbert_ce_default_activation_function")
     if found is None:
@@ -91,12 +93,10 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         raise ConfigError(
             f"{path}: the module {unknown[0]} is not implemented; behind Pooling there may be {', '.join(_READERS)}"
         )
-    settings = _read(folder / SETTINGS, {})
-    prompts = {str(name): str(text) for name, text in (settings.get("prompts") or {}).items() if text}
-    pooling = _pooling(folder / kinds[0][1], has_prompt=bool(prompts))
-    layers = tuple(_READERS[kind](folder / name, name) for kind, name in kinds[1:])
-    prompt = prompts.get(str(settings.get("default_prompt_name")), "")
-    part = SentenceEmbeddingPart(pooling, layers, prompts=tuple(prompts.items()), prompt=prompt)
+    prompts, prompt = _prompts(folder / SETTINGS)
+    pooling = _pooling(folder / kinds[0][1] / "config.json", has_prompt=bool(prompts))
+    layers = tuple(_READERS[kind](folder / name / "config.json", name) for kind, name in kinds[1:])
+    part = SentenceEmbeddingPart(pooling, layers, prompts=prompts, prompt=prompt)
     sources = {layer.folder: open_folder(folder / layer.folder) for layer in layers if layer.name != "normalize"}
     return SentenceFolder(transformer, _with_text_options(part, transformer), sources)
 
@@ -111,16 +111,31 @@ def sentence_rows(part: SentenceEmbeddingPart) -> list[Row]:
     return rows
 
 
+def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str]:
+    """The prompts by name, and the one that stands in front of every text."""
+    settings = _read_if_there(path)
+    if settings.get("truncate_dim") is not None:
+        raise ConfigError(f"{path}: truncate_dim={settings['truncate_dim']} is not implemented; cut the embeddings yourself")
+    prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise ConfigError(
+            f"{path}: default_prompt_name={default!r} is none of its prompts: {', '.join(prompts) or 'it has none'}"
+        )
+    return tuple((name, text) for name, text in prompts.items() if text), prompts.get(default) or ""
+
+
 def _with_text_options(part: SentenceEmbeddingPart, transformer: Path) -> SentenceEmbeddingPart:
-    for name in TRANSFORMER_FILES:
-        values = _read(transformer / name, {})
-        if values:
-            return replace(part, max_tokens=values.get("max_seq_length"), lowercases=bool(values.get("do_lower_case", False)))
-    return part
+    path = next((transformer / name for name in TRANSFORMER_FILES if (transformer / name).is_file()), None)
+    if path is None:
+        return part
+    values = _read(path)
+    for key in ("processing_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
+        if values.get(key):
+            raise ConfigError(f"{path}: {key}={values[key]!r} is not implemented")
+    return replace(part, max_tokens=values.get("max_seq_length"), lowercases=bool(values.get("do_lower_case", False)))
 
 
-def _pooling(folder: Path, has_prompt: bool) -> SentencePoolingPart:
-    path = folder / "config.json"
+def _pooling(path: Path, has_prompt: bool) -> SentencePoolingPart:
     values = _read(path)
     named = values.get("pooling_mode")
     legacy = [mode for key, mode in _LEGACY_MODES.items() if values.get(key)]
@@ -133,35 +148,47 @@ def _pooling(folder: Path, has_prompt: bool) -> SentencePoolingPart:
     return SentencePoolingPart(modes)
 
 
-def _dense(folder: Path, name: str) -> SentenceModulePart:
-    path = folder / "config.json"
+def _dense(path: Path, name: str) -> SentenceModulePart:
     values = _read(path)
+    _check_names(path, values)
     act_fn = str(values.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if act_fn not in _ACTIVATIONS:
         raise ConfigError(f"{path}: activation_function {act_fn} is not implemented; {', '.join(_ACTIVATIONS)} are")
-    for key in ("module_input_name", "module_output_name"):
-        if values.get(key) not in (None, "sentence_embedding"):
-            raise ConfigError(f"{path}: {key}={values[key]!r} is not implemented; only 'sentence_embedding' is")
     return SentenceDensePart(
         name,
-        values["in_features"],
-        values["out_features"],
+        _size(path, values, "in_features"),
+        _size(path, values, "out_features"),
         _ACTIVATIONS[act_fn],
         values.get("bias", True),
         values.get("use_residual", False),
     )
 
 
-def _layer_norm(folder: Path, name: str) -> SentenceModulePart:
-    return SentenceLayerNormPart(name, _read(folder / "config.json")["dimension"])
+def _layer_norm(path: Path, name: str) -> SentenceModulePart:
+    return SentenceLayerNormPart(name, _size(path, _read(path), "dimension"))
 
 
-def _normalize(folder: Path, name: str) -> SentenceModulePart:
+def _normalize(path: Path, name: str) -> SentenceModulePart:
+    _check_names(path, _read_if_there(path))  # earlier versions of sentence-transformers keep no file of it
     return SentenceNormalizePart(name)
 
 
+def _check_names(path: Path, values: Mapping[str, Any]) -> None:
+    """Refuse a module that reads or writes anything but the embedding."""
+    for key in ("module_input_name", "module_output_name"):
+        if values.get(key) not in (None, "sentence_embedding"):
+            raise ConfigError(f"{path}: {key}={values[key]!r} is not implemented; only 'sentence_embedding' is")
+
+
+def _size(path: Path, values: Mapping[str, Any], key: str) -> int:
+    value = values.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{path}: {key} is {value!r}; it must be a positive whole number")
+    return value
+
+
 _TRANSFORMERS = ("Transformer", "BERT", "RoBERTa", "DistilBERT", "ALBERT", "XLMRoBERTa", "CamemBERT")
-_READERS: dict[str, Callable[[Path, str], SentenceModulePart]] = {
+_READERS: dict[str, Callable[[Path, str], SentenceModulePart]] = {  # of a module's configuration, and its folder's name
     "Dense": _dense,
     "LayerNorm": _layer_norm,
     "Normalize": _normalize,
@@ -178,17 +205,26 @@ _LEGACY_MODES = {  # in the order in which several of them stand side by side
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    entries = _read(path)
+    entries = _parse(path)
     known = isinstance(entries, list) and all(isinstance(entry, dict) and {"type", "path"} <= set(entry) for entry in entries)
     if not entries or not known:
         raise ConfigError(f"{path} is no list of modules, each with a type and a path")
     return sorted(entries, key=lambda entry: entry.get("idx", 0))
 
 
-def _read(path: Path, default: Any = None) -> Any:
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return _read(path) if path.is_file() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = _parse(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return values
+
+
+def _parse(path: Path) -> Any:
     if not path.is_file():
-        if default is not None:
-            return default
         raise CheckpointNotFoundError(f"{path} is missing: {MODULES} names its module; download it")
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """Text, pairs of texts and token ids, made into one checked batch."""
 
+import copy
 import logging
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class TextBatch(TextContext):
         token_type_ids: [batch pos]; None means type 0 everywhere.
         sequence: mask and size.
         single: the input was one bare text or one row of tokens, so that predictions are not a list.
-        texts: the texts, where the input was text.
+        texts: the texts, where the input was text, with any prompt in front.
         tokenizer: None for a model without one.
     """
 
@@ -272,8 +273,8 @@ def warn_of_cuts(tokenizer: Any, texts: list[Text], mask: Int[Tensor, "batch pos
         log.warning("cut to the %d tokens that the sentence encoder takes: text %s", limit, listed)
 
 
-def make_lower_case(tokenizer: Any) -> None:
-    """Have a fast tokenizer make all text lower case first.
+def lower_casing(tokenizer: Any) -> Any:
+    """A copy of a fast tokenizer that makes all text lower case first.
 
     Raises:
         InputError: for a slow one.
@@ -282,8 +283,10 @@ def make_lower_case(tokenizer: Any) -> None:
         raise InputError(f"{type(tokenizer).__name__} cannot be made to lower case; give a fast tokenizer (a tokenizer.json)")
     from tokenizers.normalizers import Lowercase, Sequence
 
+    tokenizer = copy.deepcopy(tokenizer)
     backend = tokenizer.backend_tokenizer
     backend.normalizer = Lowercase() if backend.normalizer is None else Sequence([Lowercase(), backend.normalizer])
+    return tokenizer
 
 
 def _parts(text: Text) -> tuple[str, ...]:

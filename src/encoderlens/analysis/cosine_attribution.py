@@ -1,11 +1,13 @@
 """Direct attribution of a cosine: what each part of two texts adds to the similarity of their embeddings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoderlens.analysis.examples import Examples
 from encoderlens.analysis.result import COMPONENT, EXAMPLE, AdditiveResult
@@ -17,6 +19,7 @@ from encoderlens.errors import InputError, TaskError
 from encoderlens.linearised import direct_rows, require_eval
 
 SECOND = "component of the second"
+CHUNK = 64  # numbers of an embedding whose gradients are in memory at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +159,37 @@ def _by_position(
     batch = model.prepare(text)
     if not batch.single:
         raise InputError("token_pairs takes one text on each side, not lists")
-    with torch.no_grad():
-        stream = model(batch, return_type="hidden")
     with torch.enable_grad(), freeze(embedding.modules.values(), ("ln", "gain")):
-        stream = stream.detach().requires_grad_()
-        vector = embedding.forward(stream, batch.sequence)[0]
+        with _cut_in_front(embedding.pooling) as streams:
+            vector = model(batch, return_type="embedding")[0]
+        (stream,) = streams
         every = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)
-        (jacobian,) = torch.autograd.grad(vector, stream, every, is_grads_batched=True)
+        columns = [_products(vector, stream, some) for some in every.split(CHUNK)]
     with torch.no_grad():
-        rows = torch.einsum("opd,pd->po", jacobian[:, 0], stream[0])
+        rows = torch.cat(columns, 1)
         rows = torch.cat([rows, (vector - rows.sum(0))[None]]) / vector.norm()
     return rows, (*batch.position_labels, "bias")
+
+
+@contextmanager
+def _cut_in_front(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Context in which what a module reads is a leaf, where gradients end; and all that it has read."""
+    leaves: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        leaves.append(inputs[0].detach().requires_grad_())
+        return (leaves[-1], *inputs[1:])
+
+    handle = module.register_forward_pre_hook(cut)
+    try:
+        yield leaves
+    finally:
+        handle.remove()
+
+
+def _products(
+    vector: Float[Tensor, " d_sentence"], stream: Float[Tensor, "1 pos d_model"], directions: Float[Tensor, "some d_sentence"]
+) -> Float[Tensor, "pos some"]:
+    """The stream at each position times the gradient of the vector along each direction."""
+    (gradients,) = torch.autograd.grad(vector, stream, directions, retain_graph=True, is_grads_batched=True)
+    return torch.einsum("spd,pd->ps", gradients[:, 0], stream[0])

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from encoderlens.cli.common import AsJson, Model, Task, axis_sizes, open_model
+from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.encoder import Encoder
 from encoderlens.names import block_of
 
@@ -63,4 +64,13 @@ def describe(model: Encoder) -> dict[str, Any]:
     if cfg.frontend is not None:
         part = cfg.frontend
         architecture["front end"] = f"{len(part.channels)} convolutions, a frame every {part.stride} samples"
+    if cfg.sentence is not None:
+        architecture |= _embedding(cfg.sentence)
     return {"architecture": architecture, "hook_points": points}
+
+
+def _embedding(part: SentenceEmbeddingPart) -> dict[str, str]:
+    """What a sentence encoder makes its embedding of, in the order of a run, and the prompts that it knows."""
+    steps = [f"{' and '.join(part.pooling.modes)} pooling", *part.names]
+    prompts = [f"{name} {text!r}{' (default)' if text == part.prompt else ''}" for name, text in part.prompts]
+    return {"embedding": ", ".join(steps)} | ({"prompts": ", ".join(prompts)} if prompts else {})

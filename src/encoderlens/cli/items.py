@@ -38,7 +38,7 @@ def text_items(model: HookedEncoder, texts: list[Any]) -> list[Item]:
     Raises:
         InputError: for a text that the model cannot read at all.
     """
-    model.to_tokens(texts, truncate=False)
+    model.to_tokens(texts, truncate=model.sentence_embedding is not None)  # which says in the log what it cuts
     tokens = model.tokens_to_str(texts)
     return [
         Item(f"--text {text!r}", text, {"text": text, "tokens": pieces}, mask_positions(model, text), None)

@@ -1,6 +1,7 @@
 """``encoderlens run``: one forward pass from the shell, on text or audio: predictions, lens, attributions, activations."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from encoderlens import loading
 from encoderlens.activation_cache import ActivationCache
@@ -15,6 +17,7 @@ from encoderlens.analysis import Result, direct_logit_attribution, logit_lens
 from encoderlens.cli.common import AsJson, Model, Task, open_audio_model, open_text_model
 from encoderlens.cli.items import Item, audio_items, text_items
 from encoderlens.errors import InputError
+from encoderlens.precision import at_least_float32
 from encoderlens.pretrained_encoder import PretrainedEncoder
 
 Texts = Annotated[list[str] | None, typer.Option("--text", help="The text; repeat it for a batch.")]
@@ -99,7 +102,9 @@ def _opened(
 
 def _richest(encoder: PretrainedEncoder) -> str:
     """The return type that computes most."""
-    return "hidden" if encoder.task is None else "logits"
+    if encoder.task is not None:
+        return "logits"
+    return "hidden" if encoder.sentence_embedding is None else "embedding"
 
 
 def _paired(texts: list[str], pairs: list[str] | None) -> list[str] | list[tuple[str, str]]:
@@ -123,6 +128,13 @@ def _report(encoder: PretrainedEncoder, items: list[Item], batch: Any) -> dict[s
     for entry, prediction in zip(inputs, predictions or [], strict=bool(predictions)):
         entry["prediction"] = prediction
     report: dict[str, Any] = {"model": encoder.cfg.model_name, "task": encoder.task, "inputs": inputs}
+    if encoder.sentence_embedding is not None:
+        vectors = at_least_float32(encoder(batch, return_type="embedding"))
+        for entry, vector in zip(inputs, vectors.tolist(), strict=True):
+            entry["embedding"] = vector
+        unit = torch.nn.functional.normalize(vectors, dim=-1)
+        report["cosines"] = (unit @ unit.mT).tolist()
+        return report
     return report if note is None else report | {"note": note}
 
 
@@ -164,6 +176,17 @@ def _heading(entry: dict[str, Any]) -> str:
     return entry["text"] if isinstance(entry["text"], str) else " | ".join(entry["text"])
 
 
+def _cosines(report: dict[str, Any]) -> Table:
+    """The cosine of the embeddings of each text with each, texts in columns by their numbers."""
+    table = Table(title="Cosines")
+    table.add_column("text", overflow="fold")
+    for number in range(1, len(report["cosines"]) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for number, (entry, row) in enumerate(zip(report["inputs"], report["cosines"], strict=True), 1):
+        table.add_row(Text(f"{number} {_heading(entry)}"), *(f"{cosine:.3f}" for cosine in row))
+    return table
+
+
 def _show(report: dict[str, Any]) -> None:
     console = Console()
     for entry in report["inputs"]:
@@ -174,9 +197,14 @@ def _show(report: dict[str, Any]) -> None:
             value = entry["prediction"]
             shown = ", ".join(value) if isinstance(value, list) else value
             console.print(f"  prediction  {shown}", markup=False, highlight=False, soft_wrap=True)
+        if "embedding" in entry:
+            vector = entry["embedding"]
+            console.print(f"  embedding   {len(vector)} numbers, of length {math.hypot(*vector):.4g}", highlight=False)
         for name in ("lens", "attribution"):
             if name in entry:
                 console.print(entry[name])
+    if len(report.get("cosines", ())) > 1:
+        console.print(_cosines(report))
     if "note" in report:
         console.print(f"No prediction: {report['note']}.", style="dim", markup=False, highlight=False, soft_wrap=True)
     if report.get("activations"):

@@ -14,6 +14,7 @@ from encoderlens.components.heads.modules import Biases
 from encoderlens.components.linear import Component, Linear, WeightView
 from encoderlens.components.norm import LayerNorm
 from encoderlens.hook_points import HookPoint
+from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence
 
 Vectors = Float[Tensor, "batch d_sentence"]
@@ -45,11 +46,11 @@ class SentencePooling(nn.Module):
 
     def __init__(self, modes: tuple[str, ...]) -> None:
         super().__init__()
-        self.pools = [_POOLS[mode] for mode in modes]
+        self.modes = modes
         self.hook_out = HookPoint("batch d_sentence")
 
     def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Vectors:
-        return self.hook_out(torch.cat([pool(resid, sequence) for pool in self.pools], -1))
+        return self.hook_out(torch.cat([_POOLS[mode](resid, sequence) for mode in self.modes], -1))
 
 
 class SentenceDense(SentenceModule):
@@ -137,13 +138,14 @@ def _max(resid: Tensor, sequence: Sequence) -> Tensor:
 
 
 def _mean_sqrt(resid: Tensor, sequence: Sequence) -> Tensor:
-    return sequence.mean(resid) * sequence.real.to(resid.device).sum(1, keepdim=True).sqrt()
+    n_real = sequence.real.to(resid.device).sum(1, keepdim=True)
+    return sequence.mean(resid) * n_real.to(resid.dtype).sqrt()
 
 
 def _weighted_mean(resid: Tensor, sequence: Sequence) -> Tensor:
-    weights = sequence.real.to(resid.device).cumsum(1).unsqueeze(-1).to(resid.dtype)
-    weights = sequence.zeroed(weights)
-    return (resid * weights).sum(1) / weights.sum(1)
+    wide = at_least_float32(resid)  # the sum of the weights soon leaves the range of float16
+    weights = sequence.zeroed(sequence.real.to(resid.device).cumsum(1).unsqueeze(-1).to(wide.dtype))
+    return ((wide * weights).sum(1) / weights.sum(1)).to(resid.dtype)
 
 
 _POOLS: dict[str, Callable[[Tensor, Sequence], Tensor]] = {
