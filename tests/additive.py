@@ -298,7 +298,8 @@ def stream_writes(model: AnyModel) -> list[str]:
     """The hook points of all that joins the stream."""
     layers = range(model.cfg.n_layers)
     embeddings = [f"embed.hook_{name}" for name in embeddings_of(model)]
-    return embeddings + [f"blocks.{layer}.hook_{name}_out" for layer in layers for name in ("attn", "mlp")]
+    of_blocks = [f"blocks.{layer}.hook_{name}_out" for layer in layers for name in ("attn", "mlp", "conv")]
+    return embeddings + [name for name in of_blocks if name in model.hook_dict]
 
 
 def embeddings_of(model: AnyModel) -> list[str]:
@@ -322,11 +323,13 @@ def written(model: AnyModel, clean: dict[str, Tensor], parts: Collection[str] = 
             found[f"L{layer}N{neuron}"] = (mlp, post[:, :, neuron, None] * block.mlp.output.weight[:, neuron])
         biases = {f"{layer}_b_O": (attn, block.attn.o.bias), f"{layer}_b_out": (mlp, block.mlp.output.bias)}
         found |= {label: (point, bias) for label, (point, bias) in biases.items() if bias is not None}
+        conv = f"blocks.{layer}.hook_conv_out"
+        found |= {f"{layer}_conv_out": (conv, clean[conv])} if conv in model.hook_dict else {}
     return found
 
 
 # By row label, the module that adds the bias: of blocks with norms on the stream, of encoders, and of heads' modules.
-POST_LN_BIASES = {"{l}_ln1_b": "blocks.{l}.ln1", "{l}_ln2_b": "blocks.{l}.ln2"}
+POST_LN_BIASES = {f"{{l}}_{norm}_b": f"blocks.{{l}}.{norm}" for norm in ("ln1", "ln2", "ln_conv")}
 BIASES = {"embed_ln_b": "embed.ln", "embed_b": "embed.projection", "ln_final_b": "ln_final"}
 HEAD_BIASES = {
     "mlm_head": {"head_b": "mlm_head.dense", "head_ln_b": "mlm_head.ln"},

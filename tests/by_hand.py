@@ -19,7 +19,8 @@ def places(model: AnyModel) -> list[tuple[int, bool]]:
 def stream(cache: ActivationCache, layer: int, mlp_input: bool) -> Tensor:
     if layer < cache.model.cfg.n_layers:
         return cache["resid_mid" if mlp_input else "resid_pre", layer]
-    return cache["normalized_resid_post" if cache.model.ln_final is None else "resid_post", layer - 1]
+    last = ("normalized_resid_conv", "normalized_resid_post", "resid_post")  # as far as its block goes
+    return next(cache[name] for name in (f"blocks.{layer - 1}.hook_{point}" for point in last) if name in cache)
 
 
 def front_norm(model: AnyModel, layer: int, mlp_input: bool) -> str | None:
@@ -51,9 +52,9 @@ def history(model: AnyModel, layer: int, mlp_input: bool) -> Iterator[tuple[str,
     """
     yield from (("write", name) for name in embeddings_of(model))
     post, there = model.ln_final is None, dict(model.named_modules())
-    yield from (
-        (kind, f"embed.{name}") for kind, name in (("norm", "ln"), ("linear", "projection")) if f"embed.{name}" in there
-    )
+    between = [(kind, name) for kind, name in (("norm", "embed.ln"), ("linear", "embed.projection")) if name in there]
+    narrow = len(between) == 2 and len(model.embed.ln.w) == model.embed.projection.weight.shape[1]
+    yield from between if narrow else reversed(between)  # a norm as wide as the embeddings stands in front of the projection
     for index in range(layer + mlp_input):
         yield "write", f"{index}_attn_out"
         if index == layer:
@@ -63,6 +64,8 @@ def history(model: AnyModel, layer: int, mlp_input: bool) -> Iterator[tuple[str,
         yield "write", f"{index}_mlp_out"
         if post:
             yield "norm", f"blocks.{index}.ln2"
+        if f"blocks.{index}.hook_conv_out" in model.hook_dict:
+            yield from (("write", f"{index}_conv_out"), ("norm", f"blocks.{index}.ln_conv"))
 
 
 def parts_of(model: AnyModel, label: str) -> tuple[list[str], str]:
@@ -117,8 +120,8 @@ def in_order_of_the_full_decomposition(rows: dict[str, Tensor]) -> dict[str, Ten
     def place(label: str) -> int:
         if label.startswith("L"):
             return 0 if "H" in label else 1
-        if label.endswith("_mlp_out"):
-            return 1
-        return 3 if "_b_" in label or label.endswith("_b") else 2
+        if label.endswith(("_mlp_out", "_conv_out")):
+            return 1 if "mlp" in label else 2
+        return 4 if "_b_" in label or label.endswith("_b") else 3
 
     return {label: rows[label] for label in sorted(rows, key=place)}

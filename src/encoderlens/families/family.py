@@ -105,8 +105,9 @@ class ConfigReader:
         return d_model, n_heads
 
     def one_of(self, key: str, *implemented: Any) -> Any:
-        """A value for which only these are implemented."""
-        value = self.read(key)
+        """A value for which only these are implemented: the first of them where there is none."""
+        self._seen.add(key)
+        value = self._values.get(key, implemented[0])
         if value not in implemented:
             known = " and ".join(map(repr, implemented))
             raise ConfigError(f"{self._where}: {key}={value!r} is not implemented; only {known} are")
