@@ -10,7 +10,7 @@ from encoderlens.weights import Row, expand, find
 
 # Keys of any Hugging Face configuration that say nothing about the numbers an encoder computes.
 HARMLESS = frozenset(
-    ("_name_or_path", "architectures", "auto_map", "model_type", "transformers_version", "dtype", "torch_dtype", "torchscript")
+    ("_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "torchscript")
     + ("output_hidden_states", "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward")
     + ("finetuning_task", "gradient_checkpointing", "tokenizer_class", "language")
     + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id")

@@ -50,7 +50,15 @@ OLD_CHOICES: dict[str, Any] = {
     **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
 }
 IDLE = (
-    *("dense_seq_output", "embd_pdrop", "export_model_type", "fused_bias_fc", "fused_dropout_add_ln", "max_trained_positions"),
+    *(
+        "auto_map",
+        "dense_seq_output",
+        "embd_pdrop",
+        "export_model_type",
+        "fused_bias_fc",
+        "fused_dropout_add_ln",
+        "max_trained_positions",
+    ),
     *("pad_vocab_size_multiple", "reorder_and_upcast_attn", "use_flash_attn", "use_xentropy"),
     *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
 )
