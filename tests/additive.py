@@ -5,8 +5,9 @@ put back is then linear, and "take one write out and run again" is what a row cl
 ``encoderlens.linearised``.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from encoderlens import HookedAudioEncoder, HookedEncoder
 from encoderlens.components.heads.head import TokenOutputs
+from encoderlens.components.norm import ScaledNorm
 from encoderlens.config import (
     AbsolutePositionsPart,
     AttentionPart,
@@ -24,6 +26,7 @@ from encoderlens.config import (
     MaskedLMPart,
     MLPPart,
     NextSentencePart,
+    Part,
     PoolerPart,
     PostLNPart,
     PreLNPart,
@@ -54,6 +57,7 @@ def additive_model(
     dtype: torch.dtype = torch.float32,
     act_fn: str = "gelu",
     head_act_fn: str = "gelu",
+    parts: Mapping[str, Part] | None = None,
     **sizes: int,
 ) -> HookedEncoder:
     """A model in eval mode with trained-like random weights, the same in every dtype.
@@ -63,6 +67,7 @@ def additive_model(
         mlp: "plain" or "gated".
         task: the task it is set to. It has every other head too, but only one of the two kinds of classifier.
         act_fn, head_act_fn: of the MLPs, and of the masked-LM head.
+        parts: of the configuration, instead of BERT's.
         sizes: instead of ``SIZES``.
     """
     size = SIZES | sizes
@@ -86,6 +91,7 @@ def additive_model(
             QuestionAnsweringPart(),
         ),
     )
+    cfg = replace(cfg, **(parts or {}))
     model = HookedEncoder(cfg, device="cpu", dtype=dtype, init_weights=False).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -227,7 +233,8 @@ def pattern_points(clean: dict[str, Tensor]) -> list[str]:
 
 
 def head_gains(clean: dict[str, Tensor]) -> list[tuple[str, str]]:
-    pairs = [("mlm_head.hook_pre", "mlm_head.hook_post"), ("pooler.dense", "pooler.hook_pooler_out")]
+    pairs = [(f"{name}.hook_pre", f"{name}.hook_post") for name in ("mlm_head", "pre_classifier")]
+    pairs.append(("pooler.dense", "pooler.hook_pooler_out"))
     return [(before, after) for before, after in pairs if after in clean]
 
 
@@ -248,25 +255,24 @@ def direct_losses(
     Scales and the head's gains keep their values, and so does every other write.
 
     Args:
-        score: a number a sequence, of a model and a batch; the batch is repeated, once for each write that is taken out.
+        score: a number a sequence, of a model and a batch; the batch is repeated, once for each write or bias that is taken
+            out, and once more for none.
         parts: which writers are also taken apart.
     """
     clean = clean_run(model, batch)
+    writes, biases = written(model, clean, parts), biases_on_the_path(model)
+    labels, rows = [*writes, *biases], len(batch["mask"])
+    values = repeated(clean, len(labels) + 1)
+    copies = {label: slice(index * rows, (index + 1) * rows) for index, label in enumerate(labels)}
+    for label, (name, vectors) in writes.items():
+        values[name][copies[label]] -= vectors
     points = [*scale_points(clean), *stream_writes(model)]
-    losses: dict[str, Tensor] = {}
-    with torch.no_grad():
-        with replay(model, clean, points, head_gains(clean)):
-            whole = score(model, batch)
-            for label, parameter in biases_on_the_path(model).items():
-                with zeroed(parameter):
-                    losses[label] = whole - score(model, batch)
-        taken = written(model, clean, parts)
-        values, rows = repeated(clean, len(taken)), len(whole)
-        for index, (name, vectors) in enumerate(taken.values()):
-            values[name][index * rows : (index + 1) * rows] -= vectors
-        with replay(model, values, points, head_gains(clean)):
-            without = score(model, repeated(batch, len(taken))).unflatten(0, (len(taken), rows))
-    return losses | dict(zip(taken, whole - without, strict=True))
+    without_bias = [taken_out(module, bias, copies[label]) for label, (module, bias) in biases.items()]
+    with torch.no_grad(), ExitStack() as stack:
+        for context in (*without_bias, replay(model, values, points, head_gains(clean))):
+            stack.enter_context(context)
+        scores = score(model, repeated(batch, len(labels) + 1)).unflatten(0, (-1, rows))
+    return dict(zip(labels, scores[-1] - scores[:-1], strict=True))
 
 
 def repeated(tensors: dict[str, Tensor], times: int) -> dict[str, Tensor]:
@@ -283,7 +289,8 @@ def stream_writes(model: AnyModel) -> list[str]:
 
 def embeddings_of(model: AnyModel) -> list[str]:
     """The row labels of the summands of the embedding."""
-    return ["embed", "pos_embed"] if isinstance(model, HookedAudioEncoder) else ["embed", "pos_embed", "token_type_embed"]
+    summands = ("embed", "pos_embed", "token_type_embed", "task_type_embed")
+    return [name for name in summands if f"embed.hook_{name}" in model.hook_dict]
 
 
 def written(model: AnyModel, clean: dict[str, Tensor], parts: Collection[str] = ("H", "N")) -> dict[str, tuple[str, Tensor]]:
@@ -299,36 +306,54 @@ def written(model: AnyModel, clean: dict[str, Tensor], parts: Collection[str] = 
             found[f"L{layer}H{head}"] = (attn, z[:, :, head] @ weight.T)
         for neuron in range(post.shape[-1] if "N" in parts else 0):
             found[f"L{layer}N{neuron}"] = (mlp, post[:, :, neuron, None] * block.mlp.output.weight[:, neuron])
-        found[f"{layer}_b_O"], found[f"{layer}_b_out"] = (attn, block.attn.o.bias), (mlp, block.mlp.output.bias)
+        biases = {f"{layer}_b_O": (attn, block.attn.o.bias), f"{layer}_b_out": (mlp, block.mlp.output.bias)}
+        found |= {label: (point, bias) for label, (point, bias) in biases.items() if bias is not None}
     return found
 
 
-def biases_on_the_path(model: AnyModel) -> dict[str, nn.Parameter]:
-    """By row label: the biases of the norms that the whole stream passes through, and of the head."""
-    found = {} if model.embed.ln is None else {"embed_ln_b": model.embed.ln.b}
-    for layer, block in enumerate(model.blocks):
-        if model.ln_final is None:
-            found |= {f"{layer}_ln1_b": block.ln1.b, f"{layer}_ln2_b": block.ln2.b}
-    if model.ln_final is not None and not hasattr(model, "layer_sum"):
-        found["ln_final_b"] = model.ln_final.b
-    if model.task == "masked_lm":
-        head, unembed = model.mlm_head, model.unembed
-        return found | {"head_b": head.dense.bias, "head_ln_b": head.ln.b, "b_U": unembed.bias}
-    last = {"next_sentence": "nsp_head", "question_answering": "qa_head", "ctc": "ctc_head"}.get(str(model.task), "classifier")
-    if last == "nsp_head" or model.task == "sequence_classification":
-        projected = hasattr(model, "projector")
-        found |= {"projector_b": model.projector.dense.bias} if projected else {"pooler_b": model.pooler.dense.bias}
-    return found | {"head_b": getattr(model, last).dense.bias}
+# By row label, the module that adds the bias: of blocks with norms on the stream, of encoders, and of heads' modules.
+POST_LN_BIASES = {"{l}_ln1_b": "blocks.{l}.ln1", "{l}_ln2_b": "blocks.{l}.ln2"}
+BIASES = {"embed_ln_b": "embed.ln", "embed_b": "embed.projection", "ln_final_b": "ln_final"}
+HEAD_BIASES = {
+    "mlm_head": {"head_b": "mlm_head.dense", "head_ln_b": "mlm_head.ln"},
+    "unembed": {"b_U": "unembed"},
+    "pooler": {"pooler_b": "pooler.dense"},
+    "pre_classifier": {"pre_classifier_b": "pre_classifier.dense", "pre_classifier_ln_b": "pre_classifier.ln"},
+    "projector": {"projector_b": "projector.dense"},
+    "layer_sum": {},
+}
+
+
+def biases_on_the_path(model: AnyModel) -> dict[str, tuple[nn.Module, Tensor]]:
+    """By row label: what norms and projections of the whole stream, and the head, add, each with the module that adds it."""
+    paths = dict(BIASES)
+    if model.ln_final is None:
+        for layer in range(model.cfg.n_layers):
+            paths |= {label.format(l=layer): path.format(l=layer) for label, path in POST_LN_BIASES.items()}
+    head = model.heads[str(model.task)].modules
+    if "layer_sum" in head:  # which reads the streams in front of it
+        del paths["ln_final_b"]
+    for name in head:
+        paths |= HEAD_BIASES.get(name, {"head_b": f"{name}.dense"})
+    there = dict(model.named_modules())
+    modules = {label: there[path] for label, path in paths.items() if path in there}
+    biases = {label: module.b if isinstance(module, ScaledNorm) else module.bias for label, module in modules.items()}
+    return {label: (modules[label], bias) for label, bias in biases.items() if bias is not None}
 
 
 @contextmanager
-def zeroed(parameter: nn.Parameter) -> Iterator[None]:
-    """Context in which a parameter is zero."""
-    before = parameter.detach().clone()
-    with torch.no_grad():
-        parameter.zero_()
+def taken_out(module: nn.Module, bias: Tensor, rows: slice) -> Iterator[None]:
+    """Context in which a module does not add its bias for these rows of a batch. The parameter, which other modules may share,
+    stays as it is.
+    """
+
+    def subtract(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[rows] -= bias
+        return output
+
+    handle = module.register_forward_hook(subtract)
     try:
         yield
     finally:
-        with torch.no_grad():
-            parameter.copy_(before)
+        handle.remove()

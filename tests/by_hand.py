@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from encoderlens import ActivationCache, HookedEncoder
+from encoderlens import ActivationCache
+from encoderlens.components.norm import LayerNorm
 from tests.additive import AnyModel, embeddings_of, run, written
 
 
@@ -25,7 +26,8 @@ def front_norm(model: AnyModel, layer: int, mlp_input: bool) -> str | None:
     """The name of the norm between the stream and what reads it."""
     if model.ln_final is None:
         return f"blocks.{layer}.ln1" if mlp_input else None
-    return "ln_final" if layer == model.cfg.n_layers else f"blocks.{layer}.ln{1 + mlp_input}"
+    name = "ln_final" if layer == model.cfg.n_layers else f"blocks.{layer}.ln{1 + mlp_input}"
+    return name if name in dict(model.named_modules()) else None
 
 
 def what_reads(cache: ActivationCache, batch: dict[str, Tensor], layer: int, mlp_input: bool) -> Tensor:
@@ -44,11 +46,14 @@ def bias_label(norm: str) -> str:
 
 
 def history(model: AnyModel, layer: int, mlp_input: bool) -> Iterator[tuple[str, str]]:
-    """What happens to the stream, in order: ("write", label) and ("norm", module name). Written out here, and read nowhere."""
+    """What happens to the stream, in order: ("write", label), ("norm", module name) and ("linear", module name). Written out
+    here, and read nowhere.
+    """
     yield from (("write", name) for name in embeddings_of(model))
-    post = model.ln_final is None
-    if post or isinstance(model, HookedEncoder):
-        yield "norm", "embed.ln"
+    post, there = model.ln_final is None, dict(model.named_modules())
+    yield from (
+        (kind, f"embed.{name}") for kind, name in (("norm", "ln"), ("linear", "projection")) if f"embed.{name}" in there
+    )
     for index in range(layer + mlp_input):
         yield "write", f"{index}_attn_out"
         if index == layer:
@@ -61,7 +66,7 @@ def history(model: AnyModel, layer: int, mlp_input: bool) -> Iterator[tuple[str,
 
 
 def parts_of(model: AnyModel, label: str) -> tuple[list[str], str]:
-    """The labels of the parts of a write, and of its bias."""
+    """The labels of the parts of a write, and of its bias, which may be missing."""
     layer, _, kind = label.partition("_")
     if kind == "attn_out":
         return [f"L{layer}H{head}" for head in range(model.cfg.n_heads)], f"{layer}_b_O"
@@ -79,16 +84,24 @@ def by_hand(cache: ActivationCache, layer: int, mlp_input: bool, apply_ln: bool,
     rows: dict[str, Tensor] = {}
     for kind, name in steps:
         if kind == "norm":
-            module, scale = model.get_submodule(name), cache[f"{name}.hook_scale"]
-            for label, row in rows.items():
-                rows[label] = (row - row.mean(-1, keepdim=True)) / scale * module.w
-            rows[bias_label(name)] = module.b
-            continue
-        split_here = {"attn_out": "H", "mlp_out": "N"}.get(name.partition("_")[2], "none") in split
-        labels, bias = parts_of(model, name) if split_here else ([name], None)
-        rows |= {label: vectors[label] for label in [*labels, *([bias] if bias else [])]}
+            norm, scale = model.get_submodule(name), cache[f"{name}.hook_scale"]
+            rows = {label: centred(norm, row) / scale * norm.w for label, row in rows.items()}
+            rows |= {} if norm.b is None else {bias_label(name): norm.b}
+        elif kind == "linear":
+            linear = model.get_submodule(name)
+            rows = {label: row @ linear.weight.mT for label, row in rows.items()}
+            rows |= {} if linear.bias is None else {"embed_b": linear.bias}
+        else:
+            split_here = {"attn_out": "H", "mlp_out": "N"}.get(name.partition("_")[2], "none") in split
+            labels, bias = parts_of(model, name) if split_here else ([name], "")
+            rows |= {label: vectors[label] for label in [*labels, bias] if label in vectors}
     shape = stream(cache, layer, mlp_input).shape
     return {label: row.detach().expand(shape) for label, row in rows.items()}
+
+
+def centred(norm: nn.Module, row: Tensor) -> Tensor:
+    """What a norm divides by its scale."""
+    return row - row.mean(-1, keepdim=True) if isinstance(norm, LayerNorm) else row
 
 
 def assert_rows(found: tuple[Tensor, list[str]], expected: dict[str, Tensor], tolerance: float = 1e-12) -> None:

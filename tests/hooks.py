@@ -1,7 +1,9 @@
 """Hook points of blocks as they are documented, and what tests ask of every hook point."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from encoderlens import HookPoint
 
 Axes = dict[str, str]
+PAGE = Path(__file__).parents[1] / "docs" / "hook-points.md"
 
 
 def norm(path: str, width: str = "d_model") -> Axes:
@@ -61,6 +64,17 @@ def in_layers(block: Axes, n_layers: int) -> Axes:
 def declared(model: Any) -> Axes:
     """The axes that each hook point of a model says it has, by the name that it says it has."""
     return {str(point.name): " ".join(point.axes) for point in model.hook_dict.values()}
+
+
+def assert_documented(model: Any) -> None:
+    """Every hook point is in the table of docs/hook-points.md, with the axes that it says it has."""
+    page = PAGE.read_text(encoding="utf-8")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    shapes = {name: shape.split(", or ") for names, shape, _ in table for name in names.split(", ")}
+    for name, axes in declared(model).items():
+        row = re.sub(r"^frontend\.\d+", "frontend.i", re.sub(r"^blocks\.\d+", "blocks.l", name))
+        assert f"`{row}`" in shapes, f"{row} is not in docs/hook-points.md"
+        assert axes in shapes[f"`{row}`"], (row, axes)
 
 
 def shape(axes: str, sizes: dict[str, int]) -> tuple[int, ...]:

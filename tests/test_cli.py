@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from encoderlens import ActivationCache, HookedAudioEncoder, HookedEncoder
+from encoderlens.analysis import minimal_pairs, read_minimal_pairs
 from encoderlens.cli import app, main
 from tests.speech import CLUBS, DISPOSED, processor, speech
 from tests.tiny import tiny_hf
@@ -252,6 +253,59 @@ def test_audio_errors_are_one_line(
         ((ctc_folder, "--audio", str(CLUBS), "--lens", "--position", "99"), "positions run from 0 to 53"),
     ):
         assert message in fails(capsys, monkeypatch, "run", *arguments)
+
+
+def test_score_minimal_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("The boys are here.\tThe boys is here.\nThe boys are\tThe boys [are\n")
+    shown = invoke("score", TINY_BERT, str(path))
+    assert "The boys [are" in shown
+    assert "(within_word)" in shown
+    assert "2 of 2" in shown
+    report = json.loads(invoke("score", TINY_BERT, str(path), "--method", "original", "--batch-size", "3", "--json"))
+    model = HookedEncoder.from_pretrained(TINY_BERT, device="cpu")
+    found = minimal_pairs(model, read_minimal_pairs(path), "original")
+    assert report["method"] == "original"
+    assert report["model"] == TINY_BERT
+    assert report["values"] == pytest.approx(found.values.tolist(), rel=1e-4)
+    assert report["accuracy"]["mean"] == 1
+
+
+def test_score_sentences(tmp_path: Path) -> None:
+    path = tmp_path / "sentences.txt"
+    path.write_text("\n".join(["The boys are here."] * 11 + ["The souvenir."]))
+    assert invoke("score", TINY_BERT, str(path)).count("boys") == 11
+    report = json.loads(invoke("score", TINY_BERT, str(path), "--json"))
+    assert report["tokens"][-1] == ["the", "so", "##uven", "##ir", "."]
+    assert [sum(values) for values in report["log_probs"]] == pytest.approx(report["values"], rel=1e-5)
+
+
+def test_score_says_what_is_wrong_with_a_file(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, long = tmp_path / "pairs.tsv", tmp_path / "long.txt"
+    pairs.write_text("good\tbad\na\tb\nonly one\n")
+    long.write_text("one\n" + "no " * 600)
+    for arguments, message in (
+        ((TINY_BERT, str(pairs)), f"{pairs}, line 3: 1 columns, too few"),
+        ((TINY_BERT, str(long)), f"{long}: text 1 has 602 tokens, the model takes 512"),
+        ((TINY_BERT, str(tmp_path / "none.tsv")), "there is no file"),
+        ((TINY_BERT, str(tmp_path / "pairs.xlsx")), "ends in none of .jsonl, .tsv, .csv"),
+    ):
+        assert message in fails(capsys, monkeypatch, "score", *arguments)
+    pairs.write_text("a\tb\n")
+    assert "no 'masked_lm' head" in fails(capsys, monkeypatch, "score", folder, str(pairs))
+    assert runner.invoke(app, ["score", TINY_BERT, str(pairs), "--method", "other"]).exit_code == 2
+
+
+def test_fill_shows_the_best_tokens(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = invoke("fill", TINY_BERT, "She opened the [MASK].", "A [MASK] [MASK].", "--top-k", "7")
+    assert "door" in shown
+    assert shown.count("%") == 3 * 7
+    report = json.loads(invoke("fill", TINY_BERT, "She opened the [MASK].", "--json"))
+    assert report["tokens"][0][0] == "door"
+    assert len(report["values"][0]) == 5
+    assert "no mask token to predict" in fails(capsys, monkeypatch, "fill", TINY_BERT, "no mask")
 
 
 def test_models_lists_what_can_be_loaded() -> None:

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 import encoderlens
-from encoderlens import HookedAudioEncoder, HookedEncoder
+from tests.hooks import assert_documented
 from tests.speech import ALL_LAYOUTS, DISPOSED, LAYOUTS, TRANSCRIPTS, processor, tiny_speech
 from tests.tiny import tiny_hf
 
@@ -117,25 +117,18 @@ def test_the_examples_of_the_additive_page_run_and_add_up(
     assert (tmp_path / "run.safetensors").exists()
 
 
-def assert_documented(model: HookedEncoder | HookedAudioEncoder) -> None:
-    page = (ROOT / "docs" / "hook-points.md").read_text(encoding="utf-8")
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    shapes = {name: shape.split(", or ") for names, shape, _ in table for name in names.split(", ")}
-    for name, point in model.hook_dict.items():
-        row = re.sub(r"^frontend\.\d+", "frontend.i", re.sub(r"^blocks\.\d+", "blocks.l", name))
-        assert f"`{row}`" in shapes, f"{row} is not in docs/hook-points.md"
-        assert " ".join(point.axes) in shapes[f"`{row}`"], row
-
-
-@pytest.mark.parametrize(
-    "hf_class",
-    [
-        *("BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"),
-        *("NomicBertForMaskedLM", "NomicBertForSequenceClassification", "EsmForMaskedLM", "EsmForTokenClassification"),
-    ],
-)
-def test_every_hook_point_is_documented(hf_class: str) -> None:
-    assert_documented(HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class), device="cpu"))
+def test_the_examples_of_the_scoring_page_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "scoring.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(examples), "scoring.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "##uven" in printed
+    assert "accuracy 66.7% (2 of 3)" in printed
+    assert "door" in printed
 
 
 @pytest.mark.parametrize("hf_class", ["HubertForCTC", "HubertForSequenceClassification", "Wav2Vec2ForCTC"])
@@ -145,7 +138,15 @@ def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/from-transformer-lens.md", "docs/additive.md", "docs/speech.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/from-transformer-lens.md",
+        "docs/additive.md",
+        "docs/speech.md",
+        "docs/scoring.md",
+    ],
 )
 def test_links_between_documents_lead_somewhere(page: str) -> None:
     path = ROOT / page

@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 from encoderlens import ActivationCache, HookedEncoder
+from encoderlens.config import (
+    AttentionPositionsPart,
+    BareFirstPreLNPart,
+    EmbeddingPart,
+    GatedMLPPart,
+    Part,
+    RMSNormPart,
+    RotaryAttentionPart,
+)
 from encoderlens.errors import AnalysisError, HookNameError, InputError, TaskError, TokenizerMissingError
 from encoderlens.slices import Slice
 from tests.additive import LABELS, SIZES, TASKS, additive_batch, additive_model
+from tests.by_hand import assert_rows, by_hand, in_order_of_the_full_decomposition, places
 from tests.checkpoints import save_tiny
 from tests.parity import assert_parity
 
@@ -66,6 +76,30 @@ def test_a_full_stack_and_the_constant_are_the_logit(task: str, block: str, mlp:
         assert attributions.dtype == dtype
         found = attributions.double().sum(0) + constant.double()
         assert_parity(found, logits[..., target].double(), tolerance=TOLERANCE[dtype])
+
+
+# What families without biases, with shared keys and values and with turned queries are made of.
+BARE: dict[str, Part] = {
+    "norm": RMSNormPart(1e-6),
+    "embed": EmbeddingPart(SIZES["d_vocab"], n_token_types=0, normed=False),
+    "positions": AttentionPositionsPart(SIZES["n_ctx"], "rotary"),
+    "attention": RotaryAttentionPart(4, 6, n_kv_heads=2, bias=False, window=(None, 3)),
+    "mlp": GatedMLPPart(SIZES["d_mlp"], "silu", bias=False),
+    "block": BareFirstPreLNPart(),
+}
+
+
+@every_task
+def test_a_full_stack_and_the_constant_of_an_encoder_without_biases(task: str) -> None:
+    model = additive_model(task=task, dtype=torch.float64, parts=BARE)
+    logits, cache = model.run_with_cache(BATCH["tokens"], "logits", None, BATCH["mask"], names_filter=lambda name: True)
+    for layer, mid in places(model):
+        rows = cache.get_full_resid_decomposition(layer, mid, apply_ln=True, return_labels=True)
+        assert_rows(rows, in_order_of_the_full_decomposition(by_hand(cache, layer, mid, True, "HN")))
+    stack = cache.decompose_resid()
+    assert cache.decompose_resid(return_labels=True)[1] == ["embed", "0_attn_out", "0_mlp_out", "1_attn_out", "1_mlp_out"]
+    for target in (0, logits.shape[-1] - 1):
+        close(complete(cache, stack, target), logits[..., target].detach())
 
 
 @two_sorts

@@ -77,6 +77,8 @@ def test_short_names_in_a_block(bert, short):
         (("scale", None, "embed"), "embed.ln.hook_scale"),
         (("normalized", None, "mlm_head"), "mlm_head.ln.hook_normalized"),
         (("k", 6, "a"), "blocks.6.attn.hook_k"),
+        (("rot_q", 1), "blocks.1.attn.hook_rot_q"),
+        (("rot_k3",), "blocks.3.attn.hook_rot_k"),
         (("mlm_head.hook_pre",), "mlm_head.hook_pre"),
         (("hook_full_embed",), "hook_full_embed"),
         (("blocks.3.attn.hook_q",), "blocks.3.attn.hook_q"),

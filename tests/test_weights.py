@@ -209,6 +209,8 @@ RENAMES = {
     "wav2vec2": {".weight_g", ".weight_v"},
     "nomic_bert": GAMMA_BETA
     | {"encoder.layers", "emb_ln", "attn.out_proj", "fc11", "fc12", "fc2", "norm1", "norm2", "attn.Wqkv"},
+    "modernbert": set(),
+    "eurobert": set(),
     "esm": GAMMA_BETA | {"encoder.layer.*.attention.self.rotary_embeddings.inv_freq"},
 }
 

@@ -35,6 +35,7 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 37,
     "num_labels": 3,
 }
+SPECIAL = {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2}  # of families whose own lie beyond a small vocabulary
 # One entry a family, by model_type: sizes that no two axes share.
 TINY: dict[str, dict[str, Any]] = {
     "bert": TEXT | {"type_vocab_size": 2},
@@ -64,6 +65,9 @@ TINY: dict[str, dict[str, Any]] = {
         "token_dropout": True,
         "mask_token_id": 163,  # tiny_batch has one among real tokens, and one at padding
     },
+    # A window that is shorter than the longest sequence, and leaves no padded query of the others without a key.
+    "modernbert": TEXT | {"local_attention": 14, **SPECIAL},
+    "eurobert": TEXT | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, **SPECIAL},
     "hubert": SPEECH,
     "wav2vec2": SPEECH | {"num_codevectors_per_group": 13, "codevector_dim": 8, "proj_codevector_dim": 6},
 }
@@ -137,6 +141,40 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "megatron-bert": {"untied, silu": SILU},
     "roberta-prelayernorm": {"untied, silu": SILU},
+    "modernbert": {
+        "every bias, untied, silu": {
+            **dict.fromkeys(["norm_bias", "attention_bias", "mlp_bias", "classifier_bias"], True),
+            "tie_word_embeddings": False,
+            "hidden_activation": "silu",
+            "classifier_activation": "gelu_new",
+            "norm_eps": 1e-3,
+        },
+        "no bias at all, sparse prediction": {"decoder_bias": False, "sparse_prediction": True},
+        "other layers are local, other frequencies": {
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {"full_attention": {"rope_theta": 500.0}, "sliding_attention": {"rope_theta": 30.0}},
+            "local_attention": 2,
+        },
+        "an odd window": {"local_attention": 5},
+        "another global layer, a narrow window": {"num_hidden_layers": 4, "local_attention": 4},
+        "no layer is local": {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
+        "every layer is local": {"num_hidden_layers": 2, "layer_types": ["sliding_attention"] * 2},
+    },
+    "eurobert": {
+        "every bias, tied, gelu": {
+            **dict.fromkeys(["attention_bias", "mlp_bias", "tie_word_embeddings"], True),
+            "hidden_act": "gelu",
+            "rms_norm_eps": 1e-3,
+            "num_hidden_layers": 2,
+        },
+        "one head of keys and values, tied, other frequencies": {
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_theta": 70.0},
+        },
+        "keys and values for every head": {"num_key_value_heads": None, "head_dim": None},
+    },
 }
 TWO_OUTPUTS = ("ForQuestionAnswering", "AlbertForPreTraining")  # of which Hugging Face makes as many as there are labels
 

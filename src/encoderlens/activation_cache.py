@@ -344,8 +344,9 @@ class ActivationCache(CachedRun):
         window, sequences = as_slice(pos_slice), self._sequences(batch_slice, True)
         head, linear = self._linear_head(tokens, incorrect_tokens, window)
         constant = linear.constant
-        if self.model.ln_final is not None:
-            biases = (linear.direction * self.model.ln_final.b.detach()).sum(-1)
+        norm = self.model.ln_final
+        if norm is not None and norm.b is not None:
+            biases = (linear.direction * norm.b.detach()).sum(-1)
             constant = constant + (biases if head.per_position else biases.sum(-1))
         return self._sliced(constant, window, sequences)
 

@@ -15,6 +15,7 @@ from torch import nn
 from encoderlens.errors import ConfigError
 
 AnyPart = TypeVar("AnyPart", bound="Part")
+Reads = Literal["first", "mean", "every"]  # which positions of the stream a classifier reads
 
 
 @dataclass(frozen=True)
@@ -421,7 +422,7 @@ class PreClassifierPart(Part):
     component = "PreClassifier"
     takes = ("d_model", "norm")
     act_fn: str = "tanh"
-    reads: Literal["first", "mean", "every"] = "first"
+    reads: Reads = "first"
     dropout: float = 0.0
     normed: bool = False
     bias: bool = True
@@ -487,7 +488,11 @@ class SentenceOrderPart(HeadPart):
 
 @dataclass(frozen=True)
 class SequenceClassificationPart(HeadPart):
-    """Classes for a sequence, from the pooler or from what the classifier has in front of it."""
+    """Classes for a sequence, from the pooler or from what the classifier has in front of it.
+
+    Attributes:
+        score_fn: the activation function that makes a cross-encoder's score of a single logit; None for none.
+    """
 
     component = "SequenceClassificationHead"
     takes = ("d_model", "pooler")
@@ -496,6 +501,7 @@ class SequenceClassificationPart(HeadPart):
     problem_type: str | None = None
     dropout: float = 0.0
     pre_classifier: PreClassifierPart | None = None
+    score_fn: str | None = None
 
     @property
     def needs_pooler(self) -> bool:
@@ -557,6 +563,125 @@ class AudioClassificationPart(HeadPart):
 
 
 @dataclass(frozen=True)
+class SentenceModulePart(Part):
+    """A module behind the pooling of a sentence encoder.
+
+    Attributes:
+        folder: where the checkpoint keeps its configuration and weights.
+        name: what it is called in the model.
+    """
+
+    takes = ()
+    name: ClassVar[str]
+    folder: str
+
+    def reads(self, width: int) -> int:
+        """How wide a vector it reads, where it gets one of this width."""
+        return width
+
+    def makes(self, width: int) -> int:
+        """How wide a vector it makes of one of this width."""
+        return width
+
+    def arguments(self) -> dict[str, Any]:
+        return {name: value for name, value in super().arguments().items() if name != "folder"}
+
+
+@dataclass(frozen=True)
+class SentenceDensePart(SentenceModulePart):
+    component = "SentenceDense"
+    name = "dense"
+    sizes = ("d_in", "d_out")
+    d_in: int
+    d_out: int
+    act_fn: str = "tanh"
+    bias: bool = True
+    residual: bool = False
+
+    def reads(self, width: int) -> int:
+        return self.d_in
+
+    def makes(self, width: int) -> int:
+        return self.d_out
+
+
+@dataclass(frozen=True)
+class SentenceLayerNormPart(SentenceModulePart):
+    component = "SentenceLayerNorm"
+    name = "layer_norm"
+    sizes = ("d_sentence",)
+    d_sentence: int
+    eps: float = 1e-5
+
+    def reads(self, width: int) -> int:
+        return self.d_sentence
+
+
+@dataclass(frozen=True)
+class SentenceNormalizePart(SentenceModulePart):
+    component = "SentenceNormalize"
+    name = "normalize"
+
+
+@dataclass(frozen=True)
+class SentencePoolingPart(Part):
+    component = "SentencePooling"
+    takes = ()
+    modes: tuple[str, ...] = ("mean",)
+
+
+@dataclass(frozen=True)
+class SentenceEmbeddingPart(Part):
+    """One vector for each text, as sentence-transformers makes it (Reimers & Gurevych 2019).
+
+    Attributes:
+        pooling: what makes one vector of all positions.
+        layers: what the vector then passes through.
+        max_tokens: longer texts are cut, special tokens included; None for the limits of the tokenizer and the encoder.
+        prompts: what can stand in front of a text, by what the text is for.
+        prompt: what stands in front of every text unless another one is chosen.
+        lowercases: whether texts are made lower case, whatever the tokenizer does.
+    """
+
+    component = "SentenceEmbedding"
+    takes = ()
+    pooling: SentencePoolingPart
+    layers: tuple[SentenceModulePart, ...] = ()
+    max_tokens: int | None = None
+    prompts: tuple[tuple[str, str], ...] = ()
+    prompt: str = ""
+    lowercases: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        return {"pooling": self.pooling, "layers": self.layers, "names": self.names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each layer in the model; a second one of a kind has a number."""
+        kinds = [layer.name for layer in self.layers]
+        before = [kinds[:index].count(kind) for index, kind in enumerate(kinds)]
+        return tuple(f"{kind}_{count + 1}" if count else kind for kind, count in zip(kinds, before, strict=True))
+
+    def check(self) -> None:
+        for part in (self.pooling, *self.layers):
+            part.check()
+        if self.max_tokens is not None:
+            _check_size("max_tokens", self.max_tokens)
+
+    def check_widths(self, d_model: int) -> None:
+        """Refuse layers that do not fit one another.
+
+        Raises:
+            ConfigError: with the first that does not.
+        """
+        width = d_model * len(self.pooling.modes)
+        for layer in self.layers:
+            if layer.reads(width) != width:
+                raise ConfigError(f"{layer.folder} reads a vector of {layer.reads(width)} numbers, and gets one of {width}")
+            width = layer.makes(width)
+
+
+@dataclass(frozen=True)
 class LayerSharing:
     """Layers that share their parameters (Lan et al. 2020): a step runs the layers of one group, one after the other.
 
@@ -601,6 +726,7 @@ class EncoderConfig:
         family: the registry's name of its family.
         original_architecture: the Hugging Face class that it came from or would be saved as.
         heads: every head that it carries; the first is the default task.
+        sentence: how it makes one vector of a text, if it is a sentence encoder.
         contacts: what predicts contacts between positions, if anything does.
         frontend, projection: of encoders that read waveforms.
         sharing: which layers share their parameters; None if each has its own.
@@ -621,6 +747,7 @@ class EncoderConfig:
     block: BlockPart
     pooler: PoolerPart | None = None
     heads: tuple[HeadPart, ...] = ()
+    sentence: SentenceEmbeddingPart | None = None
     contacts: ContactPart | None = None
     frontend: FrontendPart | None = None
     projection: ProjectionPart | None = None
@@ -648,6 +775,8 @@ class EncoderConfig:
             )
         if self.sharing is not None:
             self.sharing.check(self.n_layers)
+        if self.sentence is not None:
+            self.sentence.check_widths(self.d_model)
         for head in self.heads:
             if head.needs_pooler and self.pooler is None:
                 raise ConfigError(f"the {head.task} head reads the pooler, but the configuration has none")

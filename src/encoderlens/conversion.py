@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from encoderlens import loading, weights
-from encoderlens.config import EncoderConfig
+from encoderlens.config import EncoderConfig, SequenceClassificationPart
 from encoderlens.encoder import Encoder
-from encoderlens.errors import ConfigError
+from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
+from encoderlens.sentence_folder import sentence_rows
 from encoderlens.tensor_source import MemorySource
 
 log = logging.getLogger("encoderlens")
@@ -24,7 +25,11 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
         ConfigError: for what the family does not understand, or more positions than there are.
     """
     encoder = checkpoint.family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
-    encoder = replace(encoder, model_name=checkpoint.name)
+    heads = tuple(
+        replace(head, score_fn=checkpoint.score_fn) if isinstance(head, SequenceClassificationPart) else head
+        for head in encoder.heads
+    )
+    encoder = replace(encoder, model_name=checkpoint.name, sentence=checkpoint.sentence, heads=heads)
     if n_ctx is None:
         return encoder
     if not isinstance(n_ctx, int) or encoder.n_ctx is None or not 1 <= n_ctx <= encoder.n_ctx:
@@ -39,17 +44,21 @@ def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
         WeightsError: see ``weights.apply``.
     """
     encoder, family = model.cfg.encoder, checkpoint.family
-    model.load_report = weights.apply(
-        family.rows_of(encoder),
-        checkpoint.source,
-        model,
-        sizes=_axis_sizes(encoder),
-        base_prefix=family.base_prefix,
-        ignored=family.ignored,
-        kept=family.kept,
-        tied=encoder.tie_word_embeddings,
-        leave=checkpoint.leave,
-    )
+    own = [] if encoder.sentence is None else sentence_rows(encoder.sentence)
+    try:
+        model.load_report = weights.apply(
+            [*family.rows_of(encoder), *own],
+            checkpoint.source,
+            model,
+            sizes=_axis_sizes(encoder),
+            base_prefix=family.base_prefix,
+            ignored=family.ignored,
+            kept=family.kept,
+            tied=encoder.tie_word_embeddings,
+            leave=checkpoint.leave,
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{error}{loading.whose(checkpoint.family, checkpoint.source, checkpoint.where)}") from error
     if model.load_report.left:
         log.warning("%s: left out, as task='encoder' asks: %s", checkpoint.where, ", ".join(model.load_report.left))
     model.task = checkpoint.task
@@ -126,7 +135,10 @@ def _hf_config(model: Encoder) -> Any:
     encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
     values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
     values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
-    return loading.hf_config(family.model_type, values)
+    config = loading.hf_config(family.model_type, values)
+    if encoder.d_vocab is not None and (config.pad_token_id or 0) >= encoder.d_vocab:
+        config.pad_token_id = None  # the default of the family's class, outside a small vocabulary
+    return config
 
 
 def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:

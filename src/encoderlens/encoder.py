@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from encoderlens.batch import Batch
-from encoderlens.components import Head, build, empty_parameters, share_parameters
+from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
@@ -27,8 +27,8 @@ from encoderlens.weight_stacks import WeightStacks
 from encoderlens.weights import LoadReport
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
-ReturnType = Literal["logits", "predictions", "hidden", "loss"]
-RETURN_TYPES = ("logits", "predictions", "hidden", "loss", None)
+ReturnType = Literal["logits", "predictions", "hidden", "loss", "embedding"]
+RETURN_TYPES = ("logits", "predictions", "hidden", "loss", "embedding", None)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RunPlan:
         front: the modules and hook points that run in front of the blocks; none for a run from a residual stream.
         start, stop: the blocks that run, the last one excluded.
         finishes: whether the final norm of a pre-LN encoder runs.
-        head: the head that runs, if any.
+        head: the head, or the sentence embedding, that runs, if any.
         after: the modules that run when it is over.
     """
 
@@ -49,7 +49,7 @@ class RunPlan:
     start: int
     stop: int
     finishes: bool
-    head: Head | None
+    head: Readout | None
     after: tuple[str, ...] = ()
 
     @property
@@ -83,6 +83,7 @@ class Encoder(WeightStacks, ABC):
         blocks: the layers.
         ln_final: the norm after the last block; None for post-LN encoders.
         heads: every head that the model carries, by task.
+        sentence_embedding: how it makes one vector of a text; None for a model that is no sentence encoder.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
     """
@@ -127,6 +128,10 @@ class Encoder(WeightStacks, ABC):
             head = self.heads[part.task] = build(part, context)
             for name, module in head.modules.items():
                 setattr(self, name, module)
+        self.sentence_embedding: SentenceEmbedding | None = None
+        if cfg.sentence is not None:
+            embedding: SentenceEmbedding = build(cfg.sentence, context)
+            self.sentence_embedding, self.sentence = embedding, embedding.modules["sentence"]
 
     def _make_block(self, cfg: EncoderConfig, layer: int, context: dict[str, Any]) -> nn.Module:
         sublayers = {"attn": build(cfg.attention.at(layer), context), "mlp": build(cfg.mlp.at(layer), context)}
@@ -234,7 +239,7 @@ class Encoder(WeightStacks, ABC):
         stop = self.cfg.n_layers if stop_at_layer is None else self._layer_index(stop_at_layer, "stop_at_layer")
         if stop < start:
             raise InputError(f"stop_at_layer={stop_at_layer} lies before start_at_layer={start_at_layer}")
-        head = self.heads[self.task] if returns in ("logits", "predictions", "loss") and self.task else None
+        head = self._readout(returns)
         if head is not None and head.layer_sum is not None and start > 0:
             raise InputError(f"the {head.task} head reads the streams of all layers, and this run starts at layer {start}")
         in_front = () if start_at_layer is not None else self.FRONT if front is None else front
@@ -244,18 +249,36 @@ class Encoder(WeightStacks, ABC):
             self.check_reachable(plan.reaches, f"this run does not compute it ({plan})")
         return plan if returns is not None else self._shortened(plan)
 
+    def _readout(self, returns: ReturnType | None) -> Readout | None:
+        """What runs behind the blocks for a kind of output."""
+        if returns == "embedding":
+            return self.sentence_embedding
+        return self.heads[self.task] if returns in ("logits", "predictions", "loss") and self.task else None
+
     def _returns(self, return_type: Any, stop_at_layer: int | None) -> ReturnType | None:
         if return_type is ...:
-            return "logits" if self.task is not None and stop_at_layer is None else "hidden"
+            return self._default_return_type(stop_at_layer)
         if return_type not in RETURN_TYPES:
             known = ", ".join(map(repr, RETURN_TYPES))
             raise InputError(f"return_type={return_type!r} is unknown; it is one of {known}")
         if return_type not in ("hidden", None):
             if stop_at_layer is not None:
                 raise InputError(f"return_type={return_type!r} needs the last layer; with stop_at_layer take 'hidden' or None")
-            if self.task is None:
+            if return_type == "embedding" and self.sentence_embedding is None:
+                raise TaskError(
+                    "return_type='embedding' needs a sentence encoder, and this is none: its folder has no modules.json with a "
+                    "pooling; take 'hidden' and pool it yourself"
+                )
+            if return_type != "embedding" and self.task is None:
                 raise TaskError(f"return_type={return_type!r} needs a head, and this model has none; take 'hidden'")
         return cast("ReturnType | None", return_type)
+
+    def _default_return_type(self, stop_at_layer: int | None) -> ReturnType:
+        if stop_at_layer is not None:
+            return "hidden"
+        if self.task is not None:
+            return "logits"
+        return "hidden" if self.sentence_embedding is None else "embedding"
 
     def _layer_index(self, layer: int, name: str) -> int:
         n_layers = self.cfg.n_layers
@@ -295,21 +318,21 @@ class Encoder(WeightStacks, ABC):
         Raises:
             InputError: before anything runs, for labels that do not fit, and for input without what predictions need.
         """
-        head = plan.head
+        readout, head = plan.head, plan.head if isinstance(plan.head, Head) else None
         if head is not None and labels is not None:
             head.check_labels(labels, batch.sequence)
         if head is not None and plan.returns == "predictions":
             head.check_input(batch)
         with self.run_state.run(batch.sequence, batch.token_ids):
             resid = self.run_blocks(first(), plan, batch.sequence)
-            if head is None or plan.returns is None:
+            if readout is None or plan.returns is None:
                 return None if plan.returns is None else resid
-            logits = head.forward(resid if at is None else at_positions(resid, at), batch.sequence)
+            outputs = readout.forward(resid if at is None else at_positions(resid, at), batch.sequence)
+            if head is None or plan.returns not in ("predictions", "loss"):
+                return outputs
             if labels is not None:
-                return head.loss(logits, labels.to(logits.device), batch.sequence)
-            if plan.returns != "predictions":
-                return logits
-            decoded = head.decode(logits, batch)
+                return head.loss(outputs, labels.to(outputs.device), batch.sequence)
+            decoded = head.decode(outputs, batch)
             return head.decode_one(decoded[0]) if batch.single else decoded
 
     def run_blocks(self, resid: Resid, plan: RunPlan, sequence: Sequence) -> Resid:
@@ -394,7 +417,7 @@ class Encoder(WeightStacks, ABC):
         settled = self._layers()[layer].settled(resid) if mlp_input else resid
         return settled if self.ln_final is None else self.ln_final(settled)
 
-    def as_read(self, head: Head, before: list[Resid], resid: Resid, layer: int, mlp_input: bool = False) -> Resid:
+    def as_read(self, head: Readout, before: list[Resid], resid: Resid, layer: int, mlp_input: bool = False) -> Resid:
         """A stream from inside as a head would read it if nothing more were written. To a head that sums the streams of all
         layers, it stands for every later one too.
 
@@ -406,7 +429,7 @@ class Encoder(WeightStacks, ABC):
         settled = self._layers()[layer].settled(resid) if mlp_input else resid
         return head.layer_sum([*before, *[settled] * (self.cfg.n_layers + 1 - len(before))])
 
-    def norms_to_head(self, head: Head) -> list[Step]:
+    def norms_to_head(self, head: Readout) -> list[Step]:
         """The norm between the final stream and what a head reads, if there is one."""
         return [] if self.ln_final is None or head.layer_sum is not None else [Norm(self.ln_final)]
 

@@ -18,6 +18,7 @@ from encoderlens.sequence import Sequence, check_positions
 from encoderlens.shapes import Resid
 from encoderlens.text_input import (
     Alignment,
+    Text,
     TextBatch,
     TextInput,
     align,
@@ -28,7 +29,9 @@ from encoderlens.text_input import (
     check_tokens,
     encode,
     is_text,
+    make_lower_case,
     require_tokenizer,
+    warn_of_cuts,
 )
 
 Positions = int | list | Tensor
@@ -44,6 +47,10 @@ class HookedEncoder(PretrainedEncoder):
         move_to_device: False keeps the model on the CPU, whatever device is asked for.
         device, dtype: of the parameters; by default the GPU if there is one, and float32.
         init_weights: False leaves the parameters unfilled.
+
+    Attributes:
+        prompt: stands in front of every single text; empty unless a sentence encoder has one. ``cfg.sentence.prompts`` holds
+            those that it was trained with.
 
     Raises:
         ConfigError: for a configuration that is incomplete, or asks for something that is not implemented.
@@ -65,6 +72,7 @@ class HookedEncoder(PretrainedEncoder):
         if tokenizer is None and request.tokenizer_name is not None:
             tokenizer = loading.tokenizer_named(request.tokenizer_name)
         self.tokenizer = tokenizer
+        self.prompt = "" if request.encoder.sentence is None else request.encoder.sentence.prompt
 
     @property
     def tokenizer(self) -> Any:
@@ -121,6 +129,8 @@ class HookedEncoder(PretrainedEncoder):
         conversion.fill(model, checkpoint)
         name = None if model_name is None else str(model_name)
         model.tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
+        if encoder.sentence is not None and encoder.sentence.lowercases:
+            make_lower_case(require_tokenizer(model.tokenizer, "a sentence encoder that reads lower case"))
         return model.eval()
 
     @classmethod
@@ -159,7 +169,8 @@ class HookedEncoder(PretrainedEncoder):
             truncate: cut texts that are longer than the model takes; False raises instead.
         """
         texts, _ = as_texts(input)
-        tensors = encode(require_tokenizer(self.tokenizer, "text input"), texts, self.cfg.n_ctx, truncate)
+        tokenizer = require_tokenizer(self.tokenizer, "text input")
+        tensors = encode(tokenizer, self._prompted(texts), self.max_tokens, truncate)
         tokens, types, mask = (tensor.to(self.cfg.device) if move_to_device else tensor for tensor in tensors)
         return tokens, types, mask
 
@@ -201,7 +212,10 @@ class HookedEncoder(PretrainedEncoder):
         if is_text(input):
             texts, single = as_texts(input)
             tokenizer = require_tokenizer(self.tokenizer, "text input")
-            tokens, own_types, own_mask = encode(tokenizer, texts, self.cfg.n_ctx, truncate=False)
+            cuts = self.sentence_embedding is not None
+            tokens, own_types, own_mask = encode(tokenizer, self._prompted(texts), self.max_tokens, truncate=cuts)
+            if cuts:
+                warn_of_cuts(tokenizer, self._prompted(texts), own_mask, self.max_tokens)
             types = own_types if types is None and self.cfg.n_token_types else types
             mask = own_mask if mask is None else mask
         else:
@@ -233,7 +247,8 @@ class HookedEncoder(PretrainedEncoder):
             return_type: "logits" of the task's head; "predictions" (masked LM: the words for a text's masks, one bare string
                 if there is one mask, a list of lists for a batch; classifiers: labels; next sentence: a verdict; question
                 answering: the answer's text); "hidden", the final residual stream [batch pos d_model]; "loss" against
-                ``labels``; None, to run no head and return nothing. Left out: "logits" if there is a head, else "hidden".
+                ``labels``; "embedding", a sentence encoder's vector of each text [batch d_sentence]; None, to run no head and
+                return nothing. Left out: "logits" if there is a head, else "embedding" of a sentence encoder, else "hidden".
             token_type_ids: segments [batch pos], 0 everywhere by default (from the tokenizer for text).
             one_zero_attention_mask: 1 or True at real positions [batch pos]; by default all (from the tokenizer for text).
             labels: for "loss": class ids in the shape of the head's logits without the last axis (question answering: first
@@ -321,6 +336,20 @@ class HookedEncoder(PretrainedEncoder):
             raise InputError("token_type_ids belong to the embeddings, which start_at_layer skips")
         sequence = self._sequence(check_mask(mask, (batch, pos)), batch, pos)
         return TextBatch(None, None, sequence, False, None, self.tokenizer)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text in tokens, special ones included. Longer ones are an error; sentence encoders cut them, with a
+        warning in the log.
+        """
+        if self.cfg.sentence is None:
+            return self.cfg.n_ctx
+        own = self.cfg.sentence.max_tokens
+        limit = self.tokenizer.model_max_length if own is None and self.tokenizer is not None else own
+        return self.cfg.n_ctx if limit is None else min(limit, self.cfg.n_ctx)
+
+    def _prompted(self, texts: list[Text]) -> list[Text]:
+        return [f"{self.prompt}{text}" if isinstance(text, str) else text for text in texts]
 
     def _sequence(self, mask: Tensor | None, batch: int, pos: int) -> Sequence:
         return Sequence(batch, pos, None if mask is None else mask.to(self.cfg.device))

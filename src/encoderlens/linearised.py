@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from encoderlens.components.freezing import Quantity, freeze
-from encoderlens.components.heads import Head
+from encoderlens.components.heads import Readout
 from encoderlens.components.residual import Passage, Step, Write, WriteOfParts
 from encoderlens.encoder import Encoder
 from encoderlens.errors import AnalysisError
@@ -42,7 +42,7 @@ class Carry:
     weights and of scales would each leave the range of float32, though their ratio does not.
     """
 
-    matrix: Float[Tensor, "d_model d_model"] | None = None
+    matrix: Float[Tensor, "d_in d_out"] | None = None
     scale: Float[Tensor, "*rows 1"] | None = None
 
     def before(self, passage: Passage, scale: Float[Tensor, "*rows 1"] | None) -> "Carry":
@@ -55,11 +55,11 @@ class Carry:
         size = matrix.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
         return Carry(matrix / size, (scale if self.scale is None else self.scale * scale) / size)
 
-    def __call__(self, vectors: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*rows d_model"]:
+    def __call__(self, vectors: Float[Tensor, "*some d_in"]) -> Float[Tensor, "*rows d_out"]:
         """Carry vectors, or one vector that is added at every position."""
         return self.scaled(self.weights(vectors))
 
-    def weights(self, weights: Float[Tensor, "*some d_model"]) -> Float[Tensor, "*some d_model"]:
+    def weights(self, weights: Float[Tensor, "*some d_in"]) -> Float[Tensor, "*some d_out"]:
         """What parts write with, so that they write the carried vector, up to the scale."""
         return weights if self.matrix is None else weights.to(self.matrix) @ self.matrix
 
@@ -141,7 +141,7 @@ class DirectRows:
 
 
 def direct_rows(
-    model: Encoder, head: Head, score: Callable[[], Float[Tensor, " batch"]], split: Collection[str] = ("H",)
+    model: Encoder, head: Readout, score: Callable[[], Float[Tensor, " batch"]], split: Collection[str] = ("H",)
 ) -> DirectRows:
     """Rows of everything on the residual path, and of the head's biases: write x gradient, by one backward pass.
 
@@ -202,7 +202,7 @@ def _row_of_hooks(rows: list[Any], total: Float[Tensor, " batch"]) -> list[Any]:
 class _Taps:
     """Leaves in place of what is written, so that gradients take the direct path; and the outputs of modules with a bias."""
 
-    def __init__(self, path: list[Step], head: Head, split: Collection[str]) -> None:
+    def __init__(self, path: list[Step], head: Readout, split: Collection[str]) -> None:
         self.writes = [step for step in path if isinstance(step, Write)]
         writers = [step.writer for step in path if isinstance(step, WriteOfParts) and step.writer.part in split]
         self.part_names = [str(writer.parts_point.name) for writer in writers]

@@ -3,18 +3,20 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
-from encoderlens.families import family_of
+from encoderlens.families import REGISTRY, family_of
 from encoderlens.families.family import NOT_HEADS, ConfigReader, Family
 from encoderlens.names import did_you_mean
-from encoderlens.tensor_source import WEIGHT_FILES, MemorySource, TensorSource, open_folder, shard_names
+from encoderlens.sentence_folder import MODULES, read_sentence_folder, score_function, transformer_folder
+from encoderlens.tensor_source import WEIGHT_FILES, JoinedSource, MemorySource, TensorSource, open_folder, shard_names
 
 log = logging.getLogger("encoderlens")
 
@@ -48,6 +50,7 @@ class Checkpoint:
         folder: the folder, None for a Hugging Face model in memory.
         name: what it was asked for as.
         leave: tensors that no part takes are left, not refused.
+        sentence: what follows the transformer in a sentence encoder; None for any other checkpoint.
     """
 
     family: Family
@@ -60,6 +63,12 @@ class Checkpoint:
     folder: Path | None
     name: str
     leave: bool
+    sentence: SentenceEmbeddingPart | None = None
+
+    @property
+    def score_fn(self) -> str | None:
+        """The activation function on a cross-encoder's logit; None for any other checkpoint."""
+        return score_function(self.folder, self.config)
 
     def reader(self) -> ConfigReader:
         return ConfigReader(self.config, _config_class(self.family.model_type)().to_dict(), self.where)
@@ -89,12 +98,26 @@ def open_checkpoint(
     if not model_name:
         raise CheckpointNotFoundError("give a model: a folder, a hub id, an embedded name, or hf_model=")
     folder = find_folder(model_name, revision)
+    sentence = None if task == ENCODER_TASK else read_sentence_folder(folder)
+    folder = transformer_folder(folder)
     where = str(folder / "config.json")
     values = _read_json(folder / "config.json")
     family = family_of(values.get("model_type"), where)
     config = _complete(family, values, where)
-    declared = values.get("architectures") or []
-    return _understand(family, declared, config, open_folder(folder), task, where, folder, model_name)
+    declared, source = values.get("architectures") or [], open_folder(folder)
+    if sentence is None:
+        return _understand(family, declared, config, source, task, where, folder, model_name)
+    found = _understand(family, _with_weights(family, declared, source), config, source, task, where, folder, model_name)
+    joined = JoinedSource({"": source, **{f"{name}/": weights for name, weights in sentence.sources.items()}})
+    return replace(found, source=joined, sentence=sentence.part)
+
+
+def _with_weights(family: Family, declared: list[str], source: TensorSource) -> list[str]:
+    """The classes of a sentence encoder's transformer whose heads are there; the base class if there is none of them."""
+    present = family.parts_in(source.tensors)
+    unknown = [name for name in declared if name not in family.classes]
+    whole = [name for name in declared if set(family.classes.get(name, ())) <= present]
+    return [*whole, *unknown] or [family.base_class]
 
 
 def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> Checkpoint:
@@ -125,14 +148,16 @@ def _understand(
         return Checkpoint(family, family.base_class, None, parts, config, source, where, folder, name, leave=True)
     hf_class = _class_of(family, declared, present, task, where)
     tasks = family.classes[hf_class]
-    parts = present - _rivals(family, present, tasks)
+    unstored = family.bare.intersection(tasks) if config.get("tie_word_embeddings") else frozenset[str]()
+    parts = (present | unstored) - _rivals(family, present, tasks)
     if task in parts:
         parts -= _rivals(family, parts, (task,))
     _check_distinct(family, parts, where)
     for wanted in tasks:
         if wanted not in parts:
             key = family.part_rows[wanted][0].source
-            raise WeightsError(f"{where} is a {hf_class}, but the weights of its {wanted} head ({key}, …) are missing")
+            hint = whose(family, source, where)
+            raise WeightsError(f"{where} is a {hf_class}, but the weights of its {wanted} head ({key}, …) are missing{hint}")
     pooled = sorted(parts & family.pooled)
     if pooled and "pooler" not in parts:
         key = family.part_rows["pooler"][0].source
@@ -141,6 +166,18 @@ def _understand(
         )
     chosen = _task_of(task, tasks, parts, where)
     return Checkpoint(family, hf_class, chosen, parts, config, source, where, folder, name, leave=False)
+
+
+def whose(family: Family, source: TensorSource, where: str) -> str:
+    """What to add to an error about weights, if they are named like those of another family."""
+    known = {other.name: other.n_known(source.tensors) for other in REGISTRY.values()}
+    likeliest = max(known, key=lambda name: known[name])
+    if known[likeliest] <= known[family.name]:
+        return ""
+    return (
+        f". The tensors of {next(iter(source.tensors.values())).origin} are named like those of {likeliest}, and {where} says "
+        f"{family.name}: are the two from different folders?"
+    )
 
 
 def _class_of(family: Family, declared: list[str], present: frozenset[str], task: str | None, where: str) -> str:
@@ -202,7 +239,7 @@ def find_folder(model_name: str, revision: str | None = None, *, tokenizer_only:
         return Path(str(files("encoderlens") / "checkpoints" / model_name.removeprefix(EMBEDDED_PREFIX)))
     folder = Path(model_name).expanduser()
     if folder.is_dir():
-        if not tokenizer_only and not (folder / "config.json").is_file():
+        if not tokenizer_only and not any((folder / name).is_file() for name in ("config.json", MODULES)):
             raise CheckpointNotFoundError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
         return folder
     if folder.exists():
@@ -288,15 +325,26 @@ def _load_extractor(folder: Path | None, default: Any) -> Any:
 
 
 def load_tokenizer(folder: Path | None) -> Any | None:
-    """The tokenizer of a checkpoint folder, or None if it has no tokenizer files."""
+    """The tokenizer of a checkpoint folder; None if it has no tokenizer files, or, with a warning in the log, none of those
+    from which its class gets a vocabulary.
+    """
     if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # every tokenizer class has errors of its own
         raise ConfigError(f"the tokenizer files in {folder} cannot be read: {' '.join(str(error).split())}") from error
+    if len(tokenizer) > len(tokenizer.all_special_ids):
+        return tokenizer
+    log.warning(
+        "%s: no tokenizer, so no text input: %s finds no vocabulary there, only its special tokens. Add the file that it reads "
+        "(a tokenizer.json will do), or pass tokenizer=",
+        folder,
+        type(tokenizer).__name__,
+    )
+    return None
 
 
 def tokenizer_named(name: str) -> Any:
@@ -359,7 +407,7 @@ def modality_of(model_name: str, revision: str | None = None) -> str:
     Raises:
         CheckpointNotFoundError, UnknownArchitectureError: as ``open_checkpoint``.
     """
-    path = find_folder(model_name, revision) / "config.json"
+    path = transformer_folder(find_folder(model_name, revision)) / "config.json"
     return family_of(_read_json(path).get("model_type"), str(path)).modality
 
 

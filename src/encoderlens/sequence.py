@@ -54,18 +54,23 @@ class Sequence:
         """True where a key may be attended to, broadcast over heads and queries; None when all may."""
         return None if self.mask is None else self.mask[:, None, None, :]
 
-    def window_mask(self, reach: int) -> Bool[Tensor, "batch 1 pos pos"]:
-        """True where a key may be attended to and is at most ``reach`` positions away; and, so that no query is left without
-        a key, where it is the query's own position.
+    def window_mask(self, reach: int, device: torch.device) -> Bool[Tensor, "batch 1 #pos pos"] | None:
+        """True where a key may be attended to and is at most ``reach`` positions away; at padding that has no such key, where
+        it is the query's own position. None when all may; ``key_mask`` when all are near.
         """
+        if reach >= self.pos - 1:
+            return self.key_mask
 
         def make() -> Bool[Tensor, "batch 1 pos pos"]:
-            at = torch.arange(self.pos, device=None if self.mask is None else self.mask.device)
+            at = torch.arange(self.pos, device=device)
             distance = (at - at.unsqueeze(1)).abs()
             near = (distance <= reach)[None, None]
-            return near if self.key_mask is None else (near & self.key_mask) | (distance == 0)
+            if self.key_mask is None:
+                return near
+            allowed = near & self.key_mask
+            return allowed | (~allowed.any(-1, keepdim=True) & (distance == 0))
 
-        return self.once(("window", reach), make)
+        return self.once(("window", reach, device), make)
 
     def position_rows(self, table: Float[Tensor, "n_ctx d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Row i of a table of positions for position i, as a view that repeats it over the batch."""
@@ -94,6 +99,13 @@ class Sequence:
         if self.mask is None:
             return x.mean(1)
         return self.zeroed(x).sum(1) / self.mask.sum(1, keepdim=True)
+
+    def last(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch width"]:
+        """x at each sequence's last real position."""
+        if self.mask is None:
+            return x[:, -1]
+        at = self.pos - 1 - self.mask.flip(1).long().argmax(1)
+        return at_positions(x, at.unsqueeze(1)).squeeze(1)
 
     def first(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         """The stream at each sequence's first position ([CLS])."""

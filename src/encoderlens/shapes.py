@@ -7,6 +7,7 @@ batch                 sequences of one run
 pos                   token positions, padding included
 query, key            the two position axes of attention
 head                  attention heads
+kv_head               heads of keys and values, which several heads may share
 d_model               width of the residual stream
 d_head                width of one head
 d_mlp                 width of the MLP's hidden layer (its neurons)
@@ -27,5 +28,6 @@ Mask = Bool[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
 Stream = Float[Tensor, "*rows d_model"]
 HeadVectors = Float[Tensor, "*rows head d_head"]
+KVHeadVectors = Float[Tensor, "*rows kv_head d_head"]
 Neurons = Float[Tensor, "*rows d_mlp"]
 Scores = Float[Tensor, "batch head query key"]

@@ -81,7 +81,7 @@ class SafetensorsSource(TensorSource):
         self._start, header = _read_header(path)
         self._offsets = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
         self.tensors = {
-            name: TensorInfo(tuple(entry["shape"]), _dtype(entry["dtype"], name, path), path.name)
+            name: TensorInfo(tuple(entry["shape"]), _dtype(entry["dtype"], name, path), str(path))
             for name, entry in header.items()
         }
         self._check_size()
@@ -177,7 +177,7 @@ def open_bin(path: Path) -> MemorySource:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} does not hold a state dict (names and tensors)")
-    return MemorySource(state, path.name)
+    return MemorySource(state, str(path))
 
 
 class ShardedSource(TensorSource):
@@ -192,6 +192,22 @@ class ShardedSource(TensorSource):
 
     def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
         self._shard_of[name].read_into(name, target, start)
+
+
+class JoinedSource(TensorSource):
+    """Several sources, each under a prefix of its own."""
+
+    def __init__(self, sources: Mapping[str, TensorSource]) -> None:
+        self._found = {f"{prefix}{name}": (source, name) for prefix, source in sources.items() for name in source.tensors}
+        self.tensors = {full: source.tensors[name] for full, (source, name) in self._found.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        source, own = self._found[name]
+        return source.read(own, start, stop)
+
+    def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
+        source, own = self._found[name]
+        source.read_into(own, target, start)
 
 
 _OPENERS: dict[str, Callable[[Path], TensorSource]] = {"model.safetensors": SafetensorsSource, "pytorch_model.bin": open_bin}

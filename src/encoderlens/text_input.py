@@ -1,5 +1,6 @@
 """Text, pairs of texts and token ids, made into one checked batch."""
 
+import logging
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from encoderlens.components.heads import TextContext
 from encoderlens.errors import InputError, TokenizerMissingError
 from encoderlens.loading import TOKENIZER_FILES
 from encoderlens.sequence import Sequence
+
+log = logging.getLogger("encoderlens")
 
 Text = str | tuple[str, str]
 TextInput = Text | list[str] | list[tuple[str, str]]
@@ -258,6 +261,33 @@ def encode(
         )
     types = encoding["token_type_ids"] if "token_type_ids" in encoding else torch.zeros_like(tokens)
     return tokens, types, mask
+
+
+def warn_of_cuts(tokenizer: Any, texts: list[Text], mask: Int[Tensor, "batch pos"], limit: int) -> None:
+    """Say in the log which texts were longer than the limit to which they were cut."""
+    full = (mask.sum(1) == limit).nonzero().flatten().tolist()
+    cut = [index for index in full if len(tokenizer(*_parts(texts[index]), verbose=False)["input_ids"]) > limit]
+    if cut:
+        listed = ", ".join(map(str, cut[:5])) + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")
+        log.warning("cut to the %d tokens that the sentence encoder takes: text %s", limit, listed)
+
+
+def make_lower_case(tokenizer: Any) -> None:
+    """Have a fast tokenizer make all text lower case first.
+
+    Raises:
+        InputError: for a slow one.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(f"{type(tokenizer).__name__} cannot be made to lower case; give a fast tokenizer (a tokenizer.json)")
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = Lowercase() if backend.normalizer is None else Sequence([Lowercase(), backend.normalizer])
+
+
+def _parts(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
 
 
 def check_tokens(tokens: Any, d_vocab: int, n_ctx: int) -> Int[Tensor, "batch pos"]:

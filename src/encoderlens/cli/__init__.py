@@ -8,13 +8,15 @@ from rich.console import Console
 
 from encoderlens import __version__
 from encoderlens.cli.demo import demo
+from encoderlens.cli.fill import fill
 from encoderlens.cli.info import info
 from encoderlens.cli.models import models
 from encoderlens.cli.run import run
+from encoderlens.cli.score import score
 from encoderlens.errors import EncoderLensError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-for command in (demo, info, run, models):
+for command in (demo, info, run, fill, score, models):
     app.command()(command)
 
 

@@ -22,10 +22,18 @@ from encoderlens.components.heads import (
     Pooler,
     PreClassifier,
     QuestionAnsweringHead,
+    Readout,
     ReplacedTokenHead,
     SentenceOrderHead,
     SequenceClassificationHead,
     TokenClassificationHead,
+)
+from encoderlens.components.heads.sentence_embedding import (
+    SentenceDense,
+    SentenceEmbedding,
+    SentenceLayerNorm,
+    SentenceNormalize,
+    SentencePooling,
 )
 from encoderlens.components.mlp import MLP, GatedMLP
 from encoderlens.components.norm import LayerNorm, RMSNorm
@@ -63,7 +71,12 @@ _COMPONENTS: dict[str, type] = {
         ReplacedTokenHead,
         RotaryAttention,
         RotaryFrequencies,
+        SentenceDense,
+        SentenceEmbedding,
+        SentenceLayerNorm,
+        SentenceNormalize,
         SentenceOrderHead,
+        SentencePooling,
         SequenceClassificationHead,
         SharedRotaryAttention,
         TokenClassificationHead,
@@ -75,8 +88,15 @@ _COMPONENTS: dict[str, type] = {
 
 def build(part: Part, context: dict[str, Any]) -> Any:
     """The component that a part names, from the part's fields and what it takes of the model around it."""
-    arguments = {name: build(value, context) if isinstance(value, Part) else value for name, value in part.arguments().items()}
+    arguments = {name: _built(value, context) for name, value in part.arguments().items()}
     return _COMPONENTS[part.component](**arguments, **{name: context[name] for name in part.takes})
+
+
+def _built(value: Any, context: dict[str, Any]) -> Any:
+    """A field's value, where it is a part, or a tuple of parts, as components."""
+    if isinstance(value, tuple) and any(isinstance(entry, Part) for entry in value):
+        return tuple(build(entry, context) for entry in value)
+    return build(value, context) if isinstance(value, Part) else value
 
 
 def share_parameters(module: nn.Module, owner: nn.Module) -> None:
@@ -98,4 +118,4 @@ def empty_parameters(device: torch.device, dtype: torch.dtype) -> Iterator[None]
         torch.set_default_dtype(before)
 
 
-__all__ = ["Head", "build", "empty_parameters", "share_parameters"]
+__all__ = ["Head", "Readout", "SentenceEmbedding", "build", "empty_parameters", "share_parameters"]

@@ -10,7 +10,7 @@ from encoderlens.components.linear import Linear, WeightView
 from encoderlens.components.residual import Writer
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
-from encoderlens.shapes import HeadVectors, Scores, Stream
+from encoderlens.shapes import HeadVectors, KVHeadVectors, Scores, Stream
 
 
 class Attention(Writer, Freezable):
@@ -79,7 +79,7 @@ class Attention(Writer, Freezable):
         projected = torch.einsum("...hm,hdm->...hd", x, linear.weight.unflatten(0, (-1, self.d_head)))
         return projected if linear.bias is None else projected + linear.bias.unflatten(0, (-1, self.d_head))
 
-    def _mix(self, q: HeadVectors, k: HeadVectors, v: HeadVectors, sequence: Sequence) -> HeadVectors:
+    def _mix(self, q: HeadVectors, k: KVHeadVectors, v: KVHeadVectors, sequence: Sequence) -> HeadVectors:
         q, k = self.placed(q, k, sequence)
         q, k, v = (x.transpose(-3, -2) for x in (q, self.per_head(k), self.per_head(v)))
         relative, allowed = self.relative_scores(q, k, sequence), self.allowed(sequence)
@@ -96,7 +96,7 @@ class Attention(Writer, Freezable):
         scores = _masked(scores if relative is None else scores + relative, allowed)
         return self.hook_pattern(self.hold(self.hook_attn_scores(scores).softmax(-1)))
 
-    def placed(self, q: HeadVectors, k: HeadVectors, sequence: Sequence) -> tuple[HeadVectors, HeadVectors]:
+    def placed(self, q: HeadVectors, k: KVHeadVectors, sequence: Sequence) -> tuple[HeadVectors, KVHeadVectors]:
         """Queries and keys as they are multiplied."""
         return q, k
 
@@ -110,7 +110,7 @@ class Attention(Writer, Freezable):
         """What is added to the scores, of queries and keys that are placed; None for nothing."""
         return None
 
-    def per_head(self, grouped: Float[Tensor, "*rows kv_head d_head"]) -> HeadVectors:
+    def per_head(self, grouped: KVHeadVectors) -> HeadVectors:
         """Keys or values [... kv_head d_head] repeated, so that there is one for each head."""
         return grouped if self.n_kv_heads == self.n_heads else grouped.repeat_interleave(self.n_heads // self.n_kv_heads, -2)
 

@@ -11,7 +11,7 @@ from encoderlens.errors import AnalysisError
 from encoderlens.factored_matrix import FactoredMatrix
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
-from encoderlens.shapes import HeadVectors
+from encoderlens.shapes import HeadVectors, KVHeadVectors
 
 Turn = tuple[Float[Tensor, "pos 1 pair"], Float[Tensor, "pos 1 pair"]]
 
@@ -42,7 +42,7 @@ class RotaryAttention(Attention):
         self.hook_rot_q = HookPoint("batch pos head d_head")
         self.hook_rot_k = HookPoint(" ".join(self.hook_k.axes))
 
-    def placed(self, q: HeadVectors, k: HeadVectors, sequence: Sequence) -> tuple[HeadVectors, HeadVectors]:
+    def placed(self, q: HeadVectors, k: KVHeadVectors, sequence: Sequence) -> tuple[HeadVectors, KVHeadVectors]:
         turn = self.turn(sequence, q.device)
         return self.hook_rot_q(_turned(q, turn)), self.hook_rot_k(_turned(k, turn))
 
@@ -62,7 +62,7 @@ class RotaryAttention(Attention):
     def allowed(self, sequence: Sequence) -> Bool[Tensor, "..."] | None:
         if self.window is None:
             return sequence.key_mask
-        return sequence.window_mask(self.window)
+        return sequence.window_mask(self.window, self.q.weight.device)
 
     def check_bilinear(self) -> None:
         raise AnalysisError(
@@ -72,7 +72,7 @@ class RotaryAttention(Attention):
 
     def QK_at(self, distance: int) -> FactoredMatrix:
         """``W_Q R(distance) W_K^T`` of every head [head d_model d_model], unscaled and without biases: the score of a query for
-        a key that lies so many positions after it is ``x_query QK x_key``.
+        a key that lies so many positions after it is ``x_query QK x_key``, if it is not beyond the window.
         """
         angles = distance * self.frequencies(self.q.weight.device)
         W_K = self.W_K.repeat_interleave(self.n_heads // self.n_kv_heads, 0)

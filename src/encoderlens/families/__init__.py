@@ -8,9 +8,11 @@ from encoderlens.families.distilbert import DISTILBERT
 from encoderlens.families.electra import ELECTRA
 from encoderlens.families.ernie import ERNIE
 from encoderlens.families.esm import ESM
+from encoderlens.families.eurobert import EUROBERT
 from encoderlens.families.family import Family
 from encoderlens.families.hubert import HUBERT
 from encoderlens.families.megatron_bert import MEGATRON_BERT
+from encoderlens.families.modernbert import MODERNBERT
 from encoderlens.families.mpnet import MPNET
 from encoderlens.families.nomic_bert import NOMIC_BERT
 from encoderlens.families.roberta import ROBERTA
@@ -19,7 +21,7 @@ from encoderlens.families.wav2vec2 import WAV2VEC2
 from encoderlens.families.xlm_roberta import XLM_ROBERTA
 
 POST_LN = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, ALBERT, MPNET, ERNIE, NOMIC_BERT)
-PRE_LN = (MEGATRON_BERT, ROBERTA_PRELAYERNORM, ESM)
+PRE_LN = (MEGATRON_BERT, ROBERTA_PRELAYERNORM, MODERNBERT, EUROBERT, ESM)
 SPEECH = (HUBERT, WAV2VEC2)
 
 REGISTRY: dict[str, Family] = {family.model_type: family for family in (*POST_LN, *PRE_LN, *SPEECH)}

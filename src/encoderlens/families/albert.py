@@ -44,6 +44,7 @@ del HEADS["next_sentence"]
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
     """Layers are counted as they run: ``inner_group_num`` of them for each of Hugging Face's."""
+    reader.require(down_scale_factor=1, gap_size=0, net_structure_type=0, num_memory_blocks=0)  # of the first release
     steps, groups, inner = (reader.read(key) for key in ("num_hidden_layers", "num_hidden_groups", "inner_group_num"))
     dropout, act_fn = reader.read("classifier_dropout_prob"), reader.read("hidden_act")
     order = SentenceOrderPart(dropout)

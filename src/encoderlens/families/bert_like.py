@@ -6,6 +6,7 @@ from typing import Any
 
 from encoderlens.config import (
     AbsolutePositionsPart,
+    AnyPart,
     AttentionPart,
     BlockPart,
     EmbeddingPart,
@@ -15,6 +16,7 @@ from encoderlens.config import (
     MaskedLMPart,
     MLPPart,
     NextSentencePart,
+    Part,
     PoolerPart,
     PostLNPart,
     PreClassifierPart,
@@ -259,6 +261,19 @@ def head_values(cfg: EncoderConfig) -> dict[str, Any]:
     return values
 
 
+def pooling_values(cfg: EncoderConfig, head: SequenceClassificationPart, names: Mapping[str, str]) -> dict[str, Any]:
+    """The Hugging Face value of what a classifier of sequences reads.
+
+    Args:
+        names: what Hugging Face's class can read, with what ``PreClassifierPart.reads`` calls it.
+    """
+    reads = expect(cfg, head.pre_classifier, PreClassifierPart).reads
+    found = next((name for name, ours in names.items() if ours == reads), None)
+    if found is None:
+        raise ConfigError(f"Hugging Face's {cfg.original_architecture} has no classifier that reads {reads!r}")
+    return {"classifier_pooling": found}
+
+
 def dropout_values(cfg: EncoderConfig) -> dict[str, Any]:
     """The Hugging Face value of the dropout in front of classifiers, where it is not that of the stream."""
     for head in cfg.heads:
@@ -274,6 +289,15 @@ def check_plain(cfg: EncoderConfig, block: type[BlockPart]) -> None:
         ConfigError: with what they have.
     """
     check_kinds(cfg, block, MLPPart)
+    check_width(cfg)
+
+
+def check_width(cfg: EncoderConfig) -> None:
+    """Refuse heads that together are not as wide as the stream.
+
+    Raises:
+        ConfigError: with their sizes.
+    """
     if cfg.n_heads * cfg.d_head != cfg.d_model:
         raise ConfigError(
             f"Hugging Face's {cfg.original_architecture} has n_heads * d_head = d_model, and this is {cfg.n_heads} * "
@@ -292,6 +316,18 @@ def check_kinds(cfg: EncoderConfig, block: type[BlockPart], mlp: type[MLPPart]) 
             f"Hugging Face's {cfg.original_architecture} has {block.component} and {mlp.component}, and this model "
             f"{cfg.block.component} and {cfg.mlp.component}"
         )
+
+
+def expect(cfg: EncoderConfig, part: Part | None, kind: type[AnyPart]) -> AnyPart:
+    """A part of a configuration, which for its Hugging Face class must be of this kind.
+
+    Raises:
+        ConfigError: with what it is instead.
+    """
+    if type(part) is not kind:
+        found = "none" if part is None else part.component
+        raise ConfigError(f"Hugging Face's {cfg.original_architecture} has {kind.component}, and this model {found}")
+    return part
 
 
 def without_pooler(cfg: EncoderConfig) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
     """Sinusoidal positions are stored as a table like any other, so ``sinusoidal_pos_embds`` only says how it was made."""
     reader.ignore("sinusoidal_pos_embds", "tie_weights_")  # the latter of old configurations
     reader.require(is_decoder=False, add_cross_attention=False)
-    d_model, n_heads, act_fn = reader.read("dim"), reader.read("n_heads"), reader.read("activation")
+    (d_model, n_heads), act_fn = reader.width_and_heads("dim", "n_heads"), reader.read("activation")
     dropout, label_dropout = reader.read("dropout"), reader.read("seq_classif_dropout")
     labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
     available = {

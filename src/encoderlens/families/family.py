@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from encoderlens.config import AudioEmbedPart, EncoderConfig
 from encoderlens.errors import ConfigError, UnknownArchitectureError
@@ -15,6 +15,7 @@ HARMLESS = frozenset(
     + ("finetuning_task", "gradient_checkpointing", "tokenizer_class", "language")
     + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id")
     + ("id2label", "label2id", "num_labels", "problem_type")
+    + ("sentence_transformers", "sbert_ce_default_activation_function")
 )
 # What transformers before version 5 wrote into the configuration of any model, encoders included.
 LEFT_OVER = frozenset(
@@ -29,6 +30,7 @@ LEFT_OVER = frozenset(
 
 
 NOT_HEADS = frozenset(("pooler", "mask_embed", "contacts"))  # the parts of a checkpoint that are no heads
+Chosen = TypeVar("Chosen")
 
 
 class ConfigReader:
@@ -60,15 +62,35 @@ class ConfigReader:
             if self._values.get(key, value) != value:
                 raise ConfigError(f"{self._where}: {key}={self._values[key]!r} is not implemented; only {value!r} is")
 
+    def choose(self, key: str, choices: Mapping[str, Chosen]) -> Chosen:
+        """What one of several values stands for."""
+        value = self.read(key)
+        if value not in choices:
+            raise ConfigError(f"{self._where}: {key}={value!r} is not implemented; {', '.join(map(repr, choices))} are")
+        return choices[value]
+
+    def theta(self, rotary: Mapping[str, Any]) -> float:
+        """The base of a rotary embedding's frequencies, from its ``rope_parameters``, where nothing scales these."""
+        if rotary["rope_type"] != "default":
+            raise ConfigError(f"{self._where}: rope_type={rotary['rope_type']!r} is not implemented; only 'default' is")
+        others = sorted(rotary.keys() - {"rope_theta", "rope_type", "type"})
+        if others:
+            raise ConfigError(f"{self._where}: {', '.join(others)} in rope_parameters is not implemented; leave it out")
+        return float(rotary["rope_theta"])
+
     def ignore(self, *keys: str) -> None:
         """Keys that do not change what the encoder computes."""
         self._seen.update(keys)
 
-    def width_and_heads(self) -> tuple[int, int]:
-        """``hidden_size`` and ``num_attention_heads``, of which the first is a multiple."""
-        d_model, n_heads = self.read("hidden_size"), self.read("num_attention_heads")
+    def width_and_heads(self, width: str = "hidden_size", heads: str = "num_attention_heads") -> tuple[int, int]:
+        """The width of the stream and the number of heads, of which the first is a multiple.
+
+        Args:
+            width, heads: their keys.
+        """
+        d_model, n_heads = self.read(width), self.read(heads)
         if n_heads < 1 or d_model % n_heads:
-            raise ConfigError(f"hidden_size={d_model} is not a multiple of num_attention_heads={n_heads}")
+            raise ConfigError(f"{width}={d_model} is not a multiple of {heads}={n_heads}")
         return d_model, n_heads
 
     def one_of(self, key: str, *implemented: Any) -> Any:
@@ -127,6 +149,7 @@ class Family:
         modality: what it reads.
         pooled: the tasks whose heads read the pooler.
         old_names: what keys of the configuration are called now, by what they were called before transformers had the family.
+        bare: the tasks whose heads may have no tensor of their own in a checkpoint with tied embeddings.
         layer_key: what stands for ``{l}`` in the checkpoint's key of a layer with parameters of its own.
     """
 
@@ -146,6 +169,7 @@ class Family:
     kept: tuple[str, ...] = ()
     pooled: frozenset[str] = frozenset()
     old_names: Mapping[str, str] = field(default_factory=dict)
+    bare: frozenset[str] = frozenset()
     layer_key: Callable[[EncoderConfig, int], str] = lambda cfg, layer: str(layer)
 
     @property
@@ -162,6 +186,11 @@ class Family:
         chosen = (*self.encoder_rows, *(row for part in parts_of(cfg) for row in self.part_rows[part]))
         layers = {layer: self.layer_key(cfg, layer) for layer in sorted(set(cfg.owners))}
         return expand(chosen, layers, 0 if cfg.frontend is None else len(cfg.frontend.channels))
+
+    def n_known(self, names: Iterable[str] | Mapping[str, object]) -> int:
+        """How many of the encoder's rows, of each layer's the first layer's, a checkpoint holds."""
+        rows = expand(self.encoder_rows, {0: "0"}, n_convs=1)
+        return sum(find(row, names, self.base_prefix) is not None for row in rows)
 
     def parts_in(self, names: Iterable[str] | Mapping[str, object]) -> frozenset[str]:
         """The parts of which a checkpoint holds any tensor."""

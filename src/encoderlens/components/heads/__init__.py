@@ -10,9 +10,12 @@ from encoderlens.components.heads.ctc import frames_needed as frames_needed
 from encoderlens.components.heads.head import AudioContext as AudioContext
 from encoderlens.components.heads.head import Head as Head
 from encoderlens.components.heads.head import LinearHead as LinearHead
+from encoderlens.components.heads.head import Readout as Readout
 from encoderlens.components.heads.head import TextContext as TextContext
 from encoderlens.components.heads.masked_lm import MaskedLMHead as MaskedLMHead
 from encoderlens.components.heads.modules import Pooler as Pooler
 from encoderlens.components.heads.modules import PreClassifier as PreClassifier
 from encoderlens.components.heads.question_answering import QuestionAnsweringHead as QuestionAnsweringHead
+from encoderlens.components.heads.sentence_embedding import SentenceEmbedding as SentenceEmbedding
+from encoderlens.components.heads.sentence_embedding import SentenceModule as SentenceModule
 from encoderlens.components.heads.sequence_classification import SequenceClassificationHead as SequenceClassificationHead

@@ -80,13 +80,13 @@ class LinearHead:
     constant: Float[Tensor, "batch *pos"]
 
 
-class Head(ABC, Generic[BatchKind]):
-    """One head, for batches of one kind.
+class Readout(ABC):
+    """What a model makes of its final stream.
 
     Attributes:
-        task: the name under which a model carries it.
+        task: what it is for.
         modules: its modules, by their names in the model.
-        per_position: whether it has logits for every position (``logits_at`` can choose some), or one row a sequence.
+        per_position: whether it has an output for every position, or one a sequence.
         layer_sum: the sum of the streams of all layers that it reads; None if it reads the final stream.
     """
 
@@ -97,14 +97,28 @@ class Head(ABC, Generic[BatchKind]):
     def __init__(self, **modules: nn.Module) -> None:
         self.modules = modules
 
+    @abstractmethod
+    def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Float[Tensor, "batch *outputs"]:
+        """Its output, from the final stream."""
+
+    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """The biases that it has by row label, each with the module to whose output it is added."""
+        return {label: (module, bias) for label, (module, bias) in self.all_biases().items() if bias is not None}
+
+    @abstractmethod
+    def all_biases(self) -> Biases:
+        """As ``biases``, with None for those that this checkpoint's layers do not have."""
+
+
+class Head(Readout, Generic[BatchKind]):
+    """A readout with logits, for batches of one kind: ``forward`` gives logits for every position (``logits_at`` can choose
+    some), or one row a sequence.
+    """
+
     @property
     def blank(self) -> int | None:
         """The index of the logit that stands for nothing, at most positions; None if all stand for something."""
         return None
-
-    @abstractmethod
-    def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Float[Tensor, "batch *logits"]:
-        """Logits from the final stream."""
 
     @abstractmethod
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
@@ -137,14 +151,6 @@ class Head(ABC, Generic[BatchKind]):
         return prediction
 
     # What analyses ask
-
-    def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
-        """The biases that it has by row label, each with the module to whose output it is added."""
-        return {label: (module, bias) for label, (module, bias) in self.all_biases().items() if bias is not None}
-
-    @abstractmethod
-    def all_biases(self) -> Biases:
-        """As ``biases``, with None for those that this checkpoint's layers do not have."""
 
     @abstractmethod
     def output_name(self, index: int, tokenizer: Any) -> str:

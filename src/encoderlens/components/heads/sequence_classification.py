@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encoderlens.batch import Batch
+from encoderlens.components.activations import Activation
 from encoderlens.components.heads.head import NamedOutputs, check_class_ids, check_label_shape, cross_entropy
 from encoderlens.components.heads.modules import Biases, Classifier, Pooler, PreClassifier
 from encoderlens.precision import at_least_float32
@@ -16,6 +17,7 @@ class SequenceClassificationHead(NamedOutputs[Batch]):
     """Logits over labels for each sequence [batch label]; one label means regression.
 
     Args:
+        score_fn: the activation function that makes a score of a regression's logit; None for none.
         pre_classifier: what the classifier reads. If it reads every position, logits are the mean over real ones.
         pooler: what the classifier reads otherwise.
     """
@@ -29,10 +31,12 @@ class SequenceClassificationHead(NamedOutputs[Batch]):
         problem_type: str | None,
         dropout: float,
         pre_classifier: PreClassifier | None,
+        score_fn: str | None,
         d_model: int,
         pooler: Pooler | None,
     ) -> None:
         self.labels, self.problem_type = labels, problem_type
+        self.score_fn = Activation("linear" if score_fn is None else score_fn)
         self.averages = pre_classifier is not None and pre_classifier.reads == "every"
         rows = "batch pos" if self.averages else "batch"
         self.reader = cast(Pooler | PreClassifier, pre_classifier or pooler)  # a configuration without either is refused
@@ -61,7 +65,7 @@ class SequenceClassificationHead(NamedOutputs[Batch]):
 
     def decode(self, logits: Tensor, batch: Batch) -> list[Any]:
         if self._regresses():
-            return logits.squeeze(-1).tolist()
+            return self.score_fn(logits.squeeze(-1)).tolist()
         if self.problem_type == "multi_label_classification":
             return [[label for label, score in zip(self.labels, row, strict=True) if score > 0] for row in logits.tolist()]
         return [self.labels[best] for best in logits.argmax(-1).tolist()]
@@ -73,7 +77,7 @@ class SequenceClassificationHead(NamedOutputs[Batch]):
         """Of each label on its own for a multi-label head; a regression's values as they are."""
         logits = at_least_float32(self.forward(resid, sequence))
         if self._regresses():
-            return logits
+            return self.score_fn(logits)
         return logits.sigmoid() if self.problem_type == "multi_label_classification" else logits.softmax(-1)
 
     @property

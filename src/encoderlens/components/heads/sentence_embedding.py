@@ -1,0 +1,157 @@
+"""The readout of sentence encoders: positions are pooled to one vector, which then passes through further modules."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from encoderlens.components.activations import Activation
+from encoderlens.components.freezing import Freezable
+from encoderlens.components.heads.head import Readout
+from encoderlens.components.heads.modules import Biases
+from encoderlens.components.linear import Component, Linear, WeightView
+from encoderlens.components.norm import LayerNorm
+from encoderlens.hook_points import HookPoint
+from encoderlens.sequence import Sequence
+
+Vectors = Float[Tensor, "batch d_sentence"]
+
+
+class SentenceModule(Component, ABC):
+    """A module behind the pooling."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Vectors:
+        """The next vector."""
+
+    def biases(self, name: str) -> Biases:
+        """Its biases by row label, each with the module to whose output it is added.
+
+        Args:
+            name: its own name in the model.
+        """
+        return {}
+
+
+class SentencePooling(nn.Module):
+    """The stream at all real positions as one vector, or several side by side.
+
+    Args:
+        modes: "cls" (the first), "max", "mean", "mean_sqrt_len_tokens" (the sum over the root of their number), "weightedmean"
+            (weights 1, 2, 3, …) and "lasttoken", of real positions.
+    """
+
+    def __init__(self, modes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.pools = [_POOLS[mode] for mode in modes]
+        self.hook_out = HookPoint("batch d_sentence")
+
+    def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Vectors:
+        return self.hook_out(torch.cat([pool(resid, sequence) for pool in self.pools], -1))
+
+
+class SentenceDense(SentenceModule):
+    """``act(x W + b)``; with a residual connection, x is added, through a matrix where widths differ."""
+
+    W = WeightView("dense.weight", "out d_in -> d_in out")
+    b = WeightView("dense.bias")
+
+    def __init__(self, d_in: int, d_out: int, act_fn: str, bias: bool, residual: bool) -> None:
+        super().__init__()
+        self.adds_input = residual
+        self.dense, self.act_fn = Linear(d_in, d_out, bias), Activation(act_fn)
+        self.residual = Linear(d_in, d_out, bias=False) if residual and d_in != d_out else None
+        self.hook_pre = HookPoint("batch d_sentence")
+        self.hook_out = HookPoint("batch d_sentence")
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Vectors:
+        out = self.act_fn(self.hook_pre(self.dense(x)))
+        if self.adds_input:
+            out = out + (x if self.residual is None else self.residual(x))
+        return self.hook_out(out)
+
+    def biases(self, name: str) -> Biases:
+        return {f"{name}_b": (self.dense, self.dense.bias)}
+
+
+class SentenceLayerNorm(SentenceModule):
+    """A LayerNorm on the vector."""
+
+    def __init__(self, d_sentence: int, eps: float) -> None:
+        super().__init__()
+        self.ln = LayerNorm(d_sentence, eps, width="d_sentence", rows="batch")
+        self.hook_out = HookPoint("batch d_sentence")
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Vectors:
+        return self.hook_out(self.ln(x))
+
+    def biases(self, name: str) -> Biases:
+        return {f"{name}_b": (self.ln, self.ln.b)}
+
+
+class SentenceNormalize(SentenceModule, Freezable):
+    """``x / |x|``. Frozen, the length takes no gradient."""
+
+    quantity = "ln"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_scale = HookPoint("batch 1")
+        self.hook_out = HookPoint("batch d_sentence")
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Vectors:
+        length = self.hold(x).norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return self.hook_out(x / self.hook_scale(length))
+
+
+class SentenceEmbedding(Readout):
+    """One vector for each sequence [batch d_sentence] (Reimers & Gurevych 2019).
+
+    Args:
+        pooling: what makes one vector of the stream.
+        layers: what the vector then passes through.
+        names: the name of each of them in the model, under ``sentence``.
+    """
+
+    task = "sentence_embedding"
+    per_position = False
+
+    def __init__(self, pooling: SentencePooling, layers: tuple[SentenceModule, ...], names: tuple[str, ...]) -> None:
+        self.pooling, self.layers = pooling, dict(zip(names, layers, strict=True))
+        super().__init__(sentence=nn.ModuleDict({"pooling": pooling, **self.layers}))
+
+    def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Vectors:
+        vector = self.pooling(resid, sequence)
+        for layer in self.layers.values():
+            vector = layer(vector)
+        return vector
+
+    def all_biases(self) -> Biases:
+        return {label: bias for name, layer in self.layers.items() for label, bias in layer.biases(name).items()}
+
+
+def _max(resid: Tensor, sequence: Sequence) -> Tensor:
+    return (resid if sequence.mask is None else resid.masked_fill(~sequence.mask.unsqueeze(-1), -torch.inf)).amax(1)
+
+
+def _mean_sqrt(resid: Tensor, sequence: Sequence) -> Tensor:
+    return sequence.mean(resid) * sequence.real.to(resid.device).sum(1, keepdim=True).sqrt()
+
+
+def _weighted_mean(resid: Tensor, sequence: Sequence) -> Tensor:
+    weights = sequence.real.to(resid.device).cumsum(1).unsqueeze(-1).to(resid.dtype)
+    weights = sequence.zeroed(weights)
+    return (resid * weights).sum(1) / weights.sum(1)
+
+
+_POOLS: dict[str, Callable[[Tensor, Sequence], Tensor]] = {
+    "cls": lambda resid, sequence: sequence.real_first(resid)[:, 0],
+    "max": _max,
+    "mean": lambda resid, sequence: sequence.mean(resid),
+    "mean_sqrt_len_tokens": _mean_sqrt,
+    "weightedmean": _weighted_mean,
+    "lasttoken": lambda resid, sequence: sequence.last(resid),
+}
+POOLING_MODES = tuple(_POOLS)
