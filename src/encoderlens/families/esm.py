@@ -65,7 +65,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
     reader.require(is_folding_model=False, is_decoder=False, add_cross_attention=False)
     d_model, n_heads = reader.width_and_heads()
     dropout, theta = reader.read("hidden_dropout_prob"), float(reader.read("rope_theta"))
-    rotary = reader.one_of("position_embedding_type", "absolute", "rotary") == "rotary"
+    rotary = reader.choose("position_embedding_type", {"absolute": False, "rotary": True})
     attention = (n_heads, d_model // n_heads, reader.read("attention_probs_dropout_prob"))
     transform = PreClassifierPart("tanh", dropout=dropout)
     cfg = EncoderConfig(

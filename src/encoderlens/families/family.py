@@ -93,22 +93,6 @@ class ConfigReader:
             raise ConfigError(f"{width}={d_model} is not a multiple of {heads}={n_heads}")
         return d_model, n_heads
 
-    def one_of(self, key: str, *implemented: Any) -> Any:
-        """A value for which only these are implemented."""
-        value = self.read(key)
-        if value not in implemented:
-            known = " and ".join(map(repr, implemented))
-            raise ConfigError(f"{self._where}: {key}={value!r} is not implemented; only {known} are")
-        return value
-
-    def rope_theta(self) -> float:
-        """The base of rotary frequencies, from ``rope_parameters`` without any scaling."""
-        parameters = self.read("rope_parameters")
-        if parameters.keys() != {"rope_type", "rope_theta"} or parameters["rope_type"] != "default":
-            known = "a rope_theta with rope_type 'default'"
-            raise ConfigError(f"{self._where}: rope_parameters={parameters!r} is not implemented; only {known} is")
-        return float(parameters["rope_theta"])
-
     def labels(self) -> tuple[str, ...]:
         """The class names, in the order of their ids."""
         id2label = {int(key): label for key, label in self.read("id2label").items()}

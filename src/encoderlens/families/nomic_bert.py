@@ -106,7 +106,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
             reader.read("head_dim"),
             reader.read("attention_probs_dropout_prob"),
             bias=False,
-            theta=(reader.rope_theta(),),
+            theta=(reader.theta(reader.read("rope_parameters")),),
         ),
         norm=LayerNormPart(reader.read("layer_norm_eps")),
         mlp=GatedMLPPart(reader.read("intermediate_size"), act_fn, bias=False),
