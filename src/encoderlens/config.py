@@ -387,14 +387,8 @@ class RotaryFrequenciesPart(Part):
     """The frequencies of rotary attention, where checkpoints store them; ``theta`` is their base if one does not."""
 
     component = "RotaryFrequencies"
-    takes = ()
-    sizes = ("d_head",)
-    d_head: int
+    takes = ("d_head",)
     theta: float = 10000.0
-
-    def check(self) -> None:
-        super().check()
-        _check_pairs(self.d_head)
 
 
 @dataclass(frozen=True)
@@ -403,6 +397,10 @@ class SharedRotaryAttentionPart(AttentionPart):
 
     component = "SharedRotaryAttention"
     takes = ("d_model", "relative")
+
+    def check(self) -> None:
+        super().check()
+        _check_pairs(self.d_head)
 
 
 @dataclass(frozen=True)
@@ -527,15 +525,11 @@ class ContactPart(Part):
     """Contacts between positions, from the attention of all layers (Rao et al. 2021).
 
     Attributes:
-        n_layers, n_heads: whose patterns are read.
         eos: the id of the token at the end of each sequence, which is no position of it.
     """
 
     component = "ContactHead"
-    takes = ()
-    sizes = ("n_layers", "n_heads")
-    n_layers: int
-    n_heads: int
+    takes = ("n_layers", "n_heads")
     eos: int
 
 

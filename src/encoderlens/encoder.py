@@ -104,7 +104,7 @@ class Encoder(WeightStacks, ABC):
 
     def _make(self, cfg: EncoderConfig) -> None:
         context: dict[str, Any] = {"d_model": cfg.d_model, "d_embed": cfg.d_embed, "projected": cfg.factorised}
-        context["norm"] = partial(_build_norm, cfg)
+        context |= {"n_layers": cfg.n_layers, "n_heads": cfg.n_heads, "d_head": cfg.d_head, "norm": partial(_build_norm, cfg)}
         if cfg.frontend is not None and cfg.projection is not None:
             self.frontend = build(cfg.frontend, context)
             self.projection = build(cfg.projection, context)

@@ -149,7 +149,7 @@ def _respelt(piece: Piece, new: str, old: str | Piece) -> Piece:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """What a table fills: parameters, under each of their names, and buffers. A buffer has a value before it is filled."""
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def present(rows: Iterable[Row], model: nn.Module) -> list[Row]:

@@ -335,7 +335,7 @@ def test_the_configuration_of_the_hub(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"position_embedding_type": "relative_key"}, "'relative_key' is not implemented; only 'absolute' and 'rotary' are"),
+        ({"position_embedding_type": "relative_key"}, "'relative_key' is not implemented; 'absolute', 'rotary' are"),
         ({"position_embedding_type": "relative_key_query"}, "position_embedding_type='relative_key_query' is not implemented"),
         ({"is_folding_model": True}, "is_folding_model=True is not implemented; only False is"),
         ({"is_decoder": True}, "is_decoder=True is not implemented"),

@@ -199,7 +199,6 @@ def test_where_a_configuration_has_both_names_those_of_today_stand(original: Pat
         ("scale_attn_by_inverse_layer_idx", True),
         ("scale_attn_weights", False),
         ("use_rms_norm", True),
-        ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000.0}),
         ("is_decoder", True),
         ("add_cross_attention", True),
         ("num_experts", 8),
@@ -208,6 +207,12 @@ def test_where_a_configuration_has_both_names_those_of_today_stand(original: Pat
 def test_what_it_does_not_have_is_refused_by_name(key: str, value: Any, original: Path) -> None:
     edit_config(original, **{key: value})
     with pytest.raises(ConfigError, match=rf"config\.json: {key}=.*(is not implemented; only|is not understood)"):
+        HookedEncoder.from_pretrained(original, device="cpu")
+
+
+def test_frequencies_that_are_scaled_are_refused(original: Path) -> None:
+    edit_config(original, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000.0})
+    with pytest.raises(ConfigError, match="rope_type='dynamic' is not implemented; only 'default' is"):
         HookedEncoder.from_pretrained(original, device="cpu")
 
 

@@ -19,14 +19,14 @@ class ContactHead(Component):
     The token in front and the last position are left out, and attention from and to padding, or the end of a sequence, is zero.
 
     Args:
-        n_layers, n_heads: whose patterns are read.
         eos: the id of the token at the end of each sequence.
+        n_layers, n_heads: whose patterns are read.
     """
 
     W = WeightView("regression.weight", "1 (layer head) -> layer head")
     b = WeightView("regression.bias")
 
-    def __init__(self, n_layers: int, n_heads: int, eos: int) -> None:
+    def __init__(self, eos: int, n_layers: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads, self.eos = n_heads, eos
         self.regression = Linear(n_layers * n_heads, 1)

@@ -200,8 +200,8 @@ class Embed(nn.Module):
 class TokenDropoutEmbed(Embed):
     """Embeddings that treat mask tokens as if token dropout had taken them out (Rives et al. 2021).
 
-    Theirs are zero, and all others are multiplied by ``0.88 n / (n - n_mask)``, for n_mask mask tokens among n real positions:
-    in training, 0.15 * 0.8 of the tokens are masked.
+    Theirs are zero, and all others are multiplied by ``(1 - 0.15 * 0.8) / (1 - n_mask / n)``, for n_mask mask tokens and n real
+    positions: in training, 0.15 * 0.8 of the tokens are masked. A mask token at padding counts, as in Hugging Face.
 
     Args:
         mask: the id of the mask token.

@@ -87,7 +87,7 @@ class RotaryFrequencies(nn.Module):
 
     frequencies: Float[Tensor, " pair"]
 
-    def __init__(self, d_head: int, theta: float) -> None:
+    def __init__(self, theta: float, d_head: int) -> None:
         super().__init__()
         self.theta = theta
         self.register_buffer("frequencies", frequencies(theta, d_head))

@@ -63,26 +63,26 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
     """Activations are gelu whatever ``hidden_act`` says, as in Hugging Face, which does not read it."""
     reader.ignore("hidden_act", "classifier_dropout")
     reader.require(is_folding_model=False, is_decoder=False, add_cross_attention=False)
-    n_layers, (d_model, n_heads) = reader.read("num_hidden_layers"), reader.width_and_heads()
-    dropout, d_head, theta = reader.read("hidden_dropout_prob"), d_model // n_heads, float(reader.read("rope_theta"))
-    attention = (n_heads, d_head, reader.read("attention_probs_dropout_prob"))
-    rotary = reader.one_of("position_embedding_type", "absolute", "rotary") == "rotary"
+    d_model, n_heads = reader.width_and_heads()
+    dropout, theta = reader.read("hidden_dropout_prob"), float(reader.read("rope_theta"))
+    rotary = reader.choose("position_embedding_type", {"absolute": False, "rotary": True})
+    attention = (n_heads, d_model // n_heads, reader.read("attention_probs_dropout_prob"))
     transform = PreClassifierPart("tanh", dropout=dropout)
     cfg = EncoderConfig(
         family="esm",
         original_architecture=hf_class,
         d_model=d_model,
-        n_layers=n_layers,
+        n_layers=reader.read("num_hidden_layers"),
         embed=_embedding(reader),
         positions=_rotary_positions(reader) if rotary else _padded_positions(reader),
         attention=SharedRotaryAttentionPart(*attention) if rotary else AttentionPart(*attention),
-        relative=RotaryFrequenciesPart(d_head, theta) if rotary else None,
+        relative=RotaryFrequenciesPart(theta) if rotary else None,
         norm=LayerNormPart(reader.read("layer_norm_eps")),
         mlp=MLPPart(reader.read("intermediate_size")),
         block=PreLNPart(dropout),
         pooler=PoolerPart() if "pooler" in parts else None,
         heads=bert_like.read_heads(reader, ESM.classes[hf_class], parts, "gelu", dropout, transform),
-        contacts=ContactPart(n_layers, n_heads, EOS) if "contacts" in parts else None,
+        contacts=ContactPart(EOS) if "contacts" in parts else None,
         initializer_range=reader.read("initializer_range"),
     )
     reader.finish()

@@ -10,7 +10,7 @@ from encoderlens.weights import Row, expand, find
 
 # Keys of any Hugging Face configuration that say nothing about the numbers an encoder computes.
 HARMLESS = frozenset(
-    ("_name_or_path", "architectures", "auto_map", "model_type", "transformers_version", "dtype", "torch_dtype", "torchscript")
+    ("_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "torchscript")
     + ("output_hidden_states", "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward")
     + ("finetuning_task", "gradient_checkpointing", "tokenizer_class", "language")
     + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id")
@@ -103,23 +103,6 @@ class ConfigReader:
         if n_heads < 1 or d_model % n_heads:
             raise ConfigError(f"{width}={d_model} is not a multiple of {heads}={n_heads}")
         return d_model, n_heads
-
-    def one_of(self, key: str, *implemented: Any) -> Any:
-        """A value for which only these are implemented: the first of them where there is none."""
-        self._seen.add(key)
-        value = self._values.get(key, implemented[0])
-        if value not in implemented:
-            known = " and ".join(map(repr, implemented))
-            raise ConfigError(f"{self._where}: {key}={value!r} is not implemented; only {known} are")
-        return value
-
-    def rope_theta(self) -> float:
-        """The base of rotary frequencies, from ``rope_parameters`` without any scaling."""
-        parameters = self.read("rope_parameters")
-        if parameters.keys() != {"rope_type", "rope_theta"} or parameters["rope_type"] != "default":
-            known = "a rope_theta with rope_type 'default'"
-            raise ConfigError(f"{self._where}: rope_parameters={parameters!r} is not implemented; only {known} is")
-        return float(parameters["rope_theta"])
 
     def labels(self) -> tuple[str, ...]:
         """The class names, in the order of their ids."""

@@ -50,7 +50,15 @@ OLD_CHOICES: dict[str, Any] = {
     **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
 }
 IDLE = (
-    *("dense_seq_output", "embd_pdrop", "export_model_type", "fused_bias_fc", "fused_dropout_add_ln", "max_trained_positions"),
+    *(
+        "auto_map",
+        "dense_seq_output",
+        "embd_pdrop",
+        "export_model_type",
+        "fused_bias_fc",
+        "fused_dropout_add_ln",
+        "max_trained_positions",
+    ),
     *("pad_vocab_size_multiple", "reorder_and_upcast_attn", "use_flash_attn", "use_xentropy"),
     *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
 )
@@ -98,7 +106,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
             reader.read("head_dim"),
             reader.read("attention_probs_dropout_prob"),
             bias=False,
-            theta=(reader.rope_theta(),),
+            theta=(reader.theta(reader.read("rope_parameters")),),
         ),
         norm=LayerNormPart(reader.read("layer_norm_eps")),
         mlp=GatedMLPPart(reader.read("intermediate_size"), act_fn, bias=False),
