@@ -43,7 +43,7 @@ class RelativeEmbedding(Gains, Component):
     def forward(self, sequence: Sequence) -> tuple[Float[Tensor, "bucket d_model"], Int[Tensor, "query key"]]:
         """The vectors of all buckets that a batch has, and which of them stands between each query and key."""
         device = self.weight.device
-        key = ("relative rows", self.span, self.max_distance, device)
+        key = ("relative rows", self.n_buckets, self.max_distance, device)
         first, last, which = sequence.once(key, lambda: self._within(sequence.pos, device))
         vectors = self.normed(self.weight[first : last + 1])
         return F.dropout(vectors, self.dropout, self.training), which
@@ -143,13 +143,13 @@ class DisentangledAttention(ContentAttention):
         vectors, which = self.relative(sequence)
         parts = []
         if "c2p" in self.terms:
-            products = (q * self.scale) @ self.position_keys(vectors).permute(1, 2, 0)  # batch head query bucket
+            products = _products(q * self.scale, self.position_keys(vectors))  # batch head query bucket
             parts.append(self.hook_c2p(_picked(products, which)))
         if "p2c" in self.terms:
-            products = (k * self.scale) @ self.position_queries(vectors).permute(1, 2, 0)  # batch head key bucket
+            products = _products(k * self.scale, self.position_queries(vectors))  # batch head key bucket
             of_queries = _picked(products, which.mT).permute(0, 3, 1, 2)  # batch query head key
             parts.append(self.hook_p2c(sequence.zeroed(of_queries).transpose(1, 2)))
-        return self.hook_rel_bias(sum(parts))
+        return self.hook_rel_bias(parts[0] if len(parts) == 1 else parts[0] + parts[1])
 
     def position_keys(self, vectors: Float[Tensor, "bucket d_model"]) -> Float[Tensor, "bucket head d_head"]:
         """Keys of relative positions, from their vectors (``relative.normed(relative.weight)``), where there is c2p."""
@@ -160,6 +160,14 @@ class DisentangledAttention(ContentAttention):
         """Queries of relative positions, from their vectors, where there is p2c."""
         linear = self.q if self.shares else self.pos_q
         return linear(vectors).unflatten(-1, (-1, self.d_head))
+
+
+def _products(
+    content: Float[Tensor, "batch head pos d_head"], positions: Float[Tensor, "bucket head d_head"]
+) -> Float[Tensor, "batch head pos bucket"]:
+    """Of each head, each content vector times that of each bucket; all sequences at once, so that nothing is copied."""
+    by_head = content.transpose(0, 1).flatten(1, 2) @ positions.permute(1, 2, 0)
+    return by_head.unflatten(1, (content.shape[0], content.shape[2])).transpose(0, 1)
 
 
 def _picked(
