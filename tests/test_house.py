@@ -10,6 +10,14 @@ import soundfile
 
 import encoderlens
 from encoderlens import HookedAudioEncoder, HookedEncoder
+from encoderlens.config import (
+    SentenceDensePart,
+    SentenceEmbeddingPart,
+    SentenceLayerNormPart,
+    SentenceNormalizePart,
+    SentencePoolingPart,
+)
+from tests.additive import sentence_model
 from tests.speech import ALL_LAYOUTS, DISPOSED, LAYOUTS, TRANSCRIPTS, processor, tiny_speech
 from tests.tiny import tiny_hf
 
@@ -117,12 +125,27 @@ def test_the_examples_of_the_additive_page_run_and_add_up(
     assert (tmp_path / "run.safetensors").exists()
 
 
+def test_the_example_of_the_page_on_sentence_encoders_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sentence-encoders.md").read_text("utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(examples), "sentence-encoders.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("torch.Size([3, 128])")
+    errors = re.findall(r"completeness error (\S+)", printed)
+    assert len(errors) == 2
+    assert max(map(float, errors)) < 1e-5
+
+
 def assert_documented(model: HookedEncoder | HookedAudioEncoder) -> None:
     page = (ROOT / "docs" / "hook-points.md").read_text(encoding="utf-8")
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     shapes = {name: shape.split(", or ") for names, shape, _ in table for name in names.split(", ")}
     for name, point in model.hook_dict.items():
         row = re.sub(r"^frontend\.\d+", "frontend.i", re.sub(r"^blocks\.\d+", "blocks.l", name))
+        row = re.sub(r"^(sentence\.\w+)_\d+\.", r"\1.", row)  # the second of a kind
         assert f"`{row}`" in shapes, f"{row} is not in docs/hook-points.md"
         assert " ".join(point.axes) in shapes[f"`{row}`"], row
 
@@ -135,6 +158,13 @@ def test_every_hook_point_is_documented(hf_class: str) -> None:
     assert_documented(HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class), device="cpu"))
 
 
+def test_every_hook_point_of_sentence_encoders_is_documented() -> None:
+    kinds = (SentenceDensePart("dense", 14, 14), SentenceLayerNormPart("norm", 14), SentenceNormalizePart("normalize"))
+    model = sentence_model(SentenceEmbeddingPart(SentencePoolingPart(), kinds * 2))
+    assert "sentence.dense_2.hook_pre" in model.hook_dict
+    assert_documented(model)
+
+
 @pytest.mark.parametrize("hf_class", ["HubertForCTC", "HubertForSequenceClassification", "Wav2Vec2ForCTC"])
 def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> None:
     for layout in LAYOUTS if hf_class.startswith("Wav2Vec2") else ALL_LAYOUTS:
@@ -142,7 +172,15 @@ def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/from-transformer-lens.md", "docs/additive.md", "docs/speech.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/from-transformer-lens.md",
+        "docs/additive.md",
+        "docs/speech.md",
+        "docs/sentence-encoders.md",
+    ],
 )
 def test_links_between_documents_lead_somewhere(page: str) -> None:
     path = ROOT / page
