@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -43,6 +44,36 @@ def save_encoder(transformer: Path, folder: Path, *modules: Any, **options: Any)
     encoder = SentenceTransformer(modules=[opened(transformer), *modules], device="cpu", **options).eval()
     encoder.save(str(folder), create_model_card=False)
     return encoder
+
+
+def write_encoder(folder: Path, transformer: str = "", **settings: Any) -> None:
+    """The files of a sentence encoder, as they are on the hub: a mean, a dense layer, and a norm without a file.
+
+    Args:
+        transformer: the transformer's own folder, if it has one.
+        settings: of the whole, such as prompts.
+    """
+    save_transformer(folder / transformer)
+    kinds = {transformer: "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3_Normalize": "Normalize"}
+    entries = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds.items())
+    ]
+    dense = {"in_features": 40, "out_features": 9, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+    files: dict[str, Any] = {
+        "modules.json": entries,
+        "config_sentence_transformers.json": settings,
+        f"{transformer}/sentence_bert_config.json": {"max_seq_length": 12, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": 40, "pooling_mode_mean_tokens": True},
+        "2_Dense/config.json": dense,
+    }
+    for name, values in files.items():
+        path = folder / name.removeprefix("/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(values))
+    generator = torch.Generator().manual_seed(0)
+    weights = {"linear.weight": torch.randn(9, 40, generator=generator), "linear.bias": torch.randn(9, generator=generator)}
+    save_file(weights, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
 
 
 @lru_cache

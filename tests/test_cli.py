@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from encoderlens import ActivationCache, HookedAudioEncoder, HookedEncoder
 from encoderlens.analysis import minimal_pairs, read_minimal_pairs
 from encoderlens.cli import app, main
+from tests.sentences import TEXTS, write_encoder
 from tests.speech import CLUBS, DISPOSED, processor, speech
 from tests.tiny import tiny_hf
 
@@ -39,6 +40,14 @@ def ctc_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("ctc")
     tiny_hf("HubertForCTC", conv_kernel=(10, 8, 4), conv_stride=(8, 8, 5)).save_pretrained(path)
     processor(masks=False).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def sentence_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sentence encoder with a prompt."""
+    path = tmp_path_factory.mktemp("sentence-encoder")
+    write_encoder(path, prompts={"query": "is: ", "passage": "passage: "}, default_prompt_name="query")
     return str(path)
 
 
@@ -306,6 +315,51 @@ def test_fill_shows_the_best_tokens(capsys: pytest.CaptureFixture[str], monkeypa
     assert report["tokens"][0][0] == "door"
     assert len(report["values"][0]) == 5
     assert "no mask token to predict" in fails(capsys, monkeypatch, "fill", TINY_BERT, "no mask")
+
+
+def test_run_on_a_sentence_encoder_shows_cosines(
+    sentence_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["run", sentence_folder, *(part for text in TEXTS[:3] for part in ("--text", text))]
+    shown = invoke(*arguments)
+    assert shown.count("embedding   9 numbers, of length 1\n") == 3
+    assert "No prediction" not in shown
+    model = HookedEncoder.from_pretrained(sentence_folder, device="cpu")
+    vectors = model(TEXTS[:3]).detach()
+    cosines = vectors @ vectors.T
+    rows = [line for line in shown.splitlines() if "1.000" in line]
+    assert [[float(cell) for cell in row.split("│")[2:5]] for row in rows] == [
+        [pytest.approx(cosine, abs=6e-4) for cosine in row] for row in cosines.tolist()
+    ]
+    out = tmp_path / "out.safetensors"
+    report = json.loads(invoke(*arguments, "--json", "--hooks", "sentence.pooling.hook_out", "--save", str(out)))
+    assert [entry["embedding"] for entry in report["inputs"]] == [pytest.approx(row, abs=1e-5) for row in vectors.tolist()]
+    assert report["cosines"] == [pytest.approx(row, abs=1e-5) for row in cosines.tolist()]
+    assert [row["shape"] for row in report["activations"]] == [[3, 40]]
+    assert list(ActivationCache.load(out, model)) == ["sentence.pooling.hook_out"]
+    assert "cut to the 12 tokens that the sentence encoder takes: text 2" in caplog.text, "as encode() cuts it"
+
+
+def test_run_on_one_sentence(sentence_folder: str) -> None:
+    shown = invoke("run", sentence_folder, "--text", "no")
+    assert "of length 1" in shown
+    assert "Cosines" not in shown
+
+
+def test_info_of_a_sentence_encoder(sentence_folder: str) -> None:
+    shown = invoke("info", sentence_folder)
+    assert "embedding  mean pooling, dense, normalize\n" in shown
+    assert "prompts  query 'is: ' (default), passage 'passage: '\n" in shown
+    points = {point["name"]: point["shape"] for point in json.loads(invoke("info", sentence_folder, "--json"))["hook_points"]}
+    assert points["sentence.dense.hook_out"] == "batch d_sentence"
+    assert "embedding" not in json.loads(invoke("info", TINY_BERT, "--json"))["architecture"]
+
+
+def test_attributions_of_a_sentence_encoder_need_a_head(
+    sentence_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("run", sentence_folder, "--text", "no", "--attribute", "yes")
+    assert "the model has no task; it was loaded without heads" in fails(capsys, monkeypatch, *arguments)
 
 
 def test_models_lists_what_can_be_loaded() -> None:

@@ -7,6 +7,14 @@ import pytest
 import torch
 
 from encoderlens import HookedEncoder
+from encoderlens.config import (
+    SentenceDensePart,
+    SentenceEmbeddingPart,
+    SentenceLayerNormPart,
+    SentenceNormalizePart,
+    SentencePoolingPart,
+)
+from tests.additive import additive_batch, sentence_model
 from tests.hooks import POST_LN_BLOCK, assert_changed, declared, in_layers, norm, replaced, shape
 from tests.tiny import tiny_batch, tiny_hf
 
@@ -93,6 +101,40 @@ def test_it_fires_with_its_shape_and_what_it_returns_reaches_the_output(hf_class
         run = run_that_reaches(model, name)
     after, seen = replaced(model, name, run)
     assert seen == [(name, shape(DOCUMENTED[hf_class][name], SIZES))]
+    assert_changed(after, before)
+
+
+# The vector of a sentence encoder is 28 wide where it is pooled, and 9 behind the dense layer.
+SENTENCE = {
+    "sentence.pooling.hook_out": ("batch d_sentence", 28),
+    "sentence.dense.hook_pre": ("batch d_sentence", 9),
+    "sentence.dense.hook_out": ("batch d_sentence", 9),
+    "sentence.layer_norm.ln.hook_scale": ("batch 1", 1),
+    "sentence.layer_norm.ln.hook_normalized": ("batch d_sentence", 9),
+    "sentence.layer_norm.hook_out": ("batch d_sentence", 9),
+    "sentence.normalize.hook_scale": ("batch 1", 1),
+    "sentence.normalize.hook_out": ("batch d_sentence", 9),
+}
+
+
+@cache
+def sentence_encoder():
+    layers = (SentenceDensePart("dense", 28, 9), SentenceLayerNormPart("norm", 9), SentenceNormalizePart("normalize"))
+    return sentence_model(SentenceEmbeddingPart(SentencePoolingPart(("mean", "max")), layers))
+
+
+def test_a_sentence_encoder_has_these_hook_points_behind_its_stream():
+    behind = {name: axes for name, axes in declared(sentence_encoder()).items() if name.startswith("sentence")}
+    assert behind == {name: axes for name, (axes, _) in SENTENCE.items()}
+
+
+@pytest.mark.parametrize("name", SENTENCE)
+def test_a_hook_point_of_a_sentence_encoder_fires_and_what_it_returns_reaches_the_embedding(name):
+    model, tokens = sentence_encoder(), additive_batch()["tokens"]
+    with torch.no_grad():
+        before = model(tokens)
+    after, seen = replaced(model, name, lambda: model(tokens))
+    assert seen == [(name, (3, SENTENCE[name][1]))]
     assert_changed(after, before)
 
 

@@ -131,6 +131,20 @@ def test_the_examples_of_the_scoring_page_run(
     assert "door" in printed
 
 
+def test_the_example_of_the_page_on_sentence_encoders_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sentence-encoders.md").read_text("utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(examples), "sentence-encoders.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("torch.Size([3, 128])")
+    errors = re.findall(r"completeness error (\S+)", printed)
+    assert len(errors) == 2
+    assert max(map(float, errors)) < 1e-5
+
+
 @pytest.mark.parametrize("hf_class", ["HubertForCTC", "HubertForSequenceClassification", "Wav2Vec2ForCTC"])
 def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> None:
     for layout in LAYOUTS if hf_class.startswith("Wav2Vec2") else ALL_LAYOUTS:
@@ -146,6 +160,7 @@ def test_every_hook_point_of_speech_encoders_is_documented(hf_class: str) -> Non
         "docs/additive.md",
         "docs/speech.md",
         "docs/scoring.md",
+        "docs/sentence-encoders.md",
     ],
 )
 def test_links_between_documents_lead_somewhere(page: str) -> None:

@@ -27,9 +27,11 @@ from encoderlens.errors import (
     WeightsError,
 )
 from encoderlens.loading import tokenizer_named
+from encoderlens.tensor_source import shard_names
 from encoderlens.weights import CHUNK_BYTES
 from tests.checkpoints import (
     BERT_CLASSES,
+    BIN,
     FORMATS,
     SAFETENSORS,
     assert_same_parameters,
@@ -42,6 +44,7 @@ from tests.checkpoints import (
     save_tiny,
     write_tensors,
 )
+from tests.sentences import write_encoder
 from tests.tiny import TOKENIZER, tiny_batch, tiny_hf
 
 WORDS = "embeddings__word_embeddings__weight"
@@ -755,7 +758,8 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[
         if not (there / name).is_file():
             raise huggingface_hub.errors.LocalEntryNotFoundError(name)
         fetched.append(name)
-        return shutil.copy(there / name, here)
+        (here / name).parent.mkdir(exist_ok=True)
+        return shutil.copy(there / name, here / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     return there, fetched
@@ -782,6 +786,44 @@ def test_tokenizer_alone_fetches_no_weights(remote: tuple[Path, list[str]], save
     model = HookedEncoder.from_pretrained(REPO, hf_model=hf_model, device="cpu")
     assert model.tokenizer is not None
     assert set(fetched) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("transformer", ["", "0_Transformer"])
+def test_every_module_of_a_sentence_encoder_is_fetched(transformer: str, remote: tuple[Path, list[str]]):
+    there, fetched = remote
+    write_encoder(there, transformer, prompts={"query": "what is: "}, default_prompt_name="query")
+    (there / "README.md").write_text("a card")
+    model, local = load(REPO), load(there)
+    assert_same_parameters(model, local)
+    assert torch.equal(model("the doctor"), local("the doctor"))
+    assert model.prompt == "what is: "
+    assert model.max_tokens == 12
+    assert set(fetched) == {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()} - {"README.md"}
+    assert loading.modality_of(REPO) == "text"
+
+
+def test_shards_of_a_module_are_fetched(remote: tuple[Path, list[str]]):
+    there, fetched = remote
+    write_encoder(there)
+    dense = there / "2_Dense"
+    weights = read_tensors(dense)
+    (dense / SAFETENSORS).unlink()
+    FORMATS["bin shards"](weights, dense)
+    assert_same_parameters(load(REPO), load(there))
+    shards = shard_names(dense / f"{BIN}.index.json")
+    assert {name for name in fetched if name.startswith(f"2_Dense/{BIN[:-4]}-")} == {f"2_Dense/{shard}" for shard in shards}
+
+
+def test_a_cross_encoder_s_settings_are_fetched(remote: tuple[Path, list[str]]):
+    there, fetched = remote
+    save_tiny("BertForSequenceClassification", there, num_labels=1)
+    (there / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "some.Transformer"}]')
+    name = "config_sentence_transformers.json"
+    (there / name).write_text('{"activation_fn": "torch.nn.modules.activation.Sigmoid"}')
+    model = load(REPO)
+    tokens = tiny_batch()["tokens"]
+    assert model(tokens, "predictions") == model(tokens).sigmoid().squeeze(1).tolist()
+    assert set(fetched) == {"config.json", SAFETENSORS, "modules.json", name}
 
 
 MEMORY_SCRIPT = """

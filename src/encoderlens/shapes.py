@@ -14,6 +14,7 @@ d_mlp                 width of the MLP's hidden layer (its neurons)
 d_vocab               word pieces
 token_type            segments (sentence A, sentence B)
 label                 classes of a classifier
+d_sentence            width of a sentence encoder's vector, at any step behind the pooling
 layer                 blocks of the encoder
 ====================  ==========================================================================================
 

@@ -54,7 +54,8 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
     """
     reader.ignore("global_attn_every_n_layers", "sparse_prediction", "deterministic_flash_attn", "repad_logits_with_grad")
     reader.ignore("cls_token_id", "initializer_cutoff_factor", "layer_norm_eps")  # of no class
-    reader.one_of("position_embedding_type", "absolute", "sans_pos")  # of no class either: two names for no table
+    if reader.read("position_embedding_type", "absolute") not in ("absolute", "sans_pos"):  # both say that there is no table
+        raise reader.refusal("position_embedding_type", "'absolute' or 'sans_pos'")
     reader.require(is_decoder=False, add_cross_attention=False, is_causal=False, causal_mask=False)
     reader.require(sparse_pred_ignore_index=-100)
     d_model, n_heads = reader.width_and_heads()
