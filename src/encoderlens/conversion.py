@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from encoderlens import loading, weights
-from encoderlens.config import EncoderConfig, SequenceClassificationPart
+from encoderlens.config import AttentionPositionsPart, EncoderConfig, SequenceClassificationPart
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
@@ -19,7 +19,8 @@ log = logging.getLogger("encoderlens")
 
 
 def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderConfig:
-    """A checkpoint's configuration, with its positions cut to ``n_ctx`` if that is given.
+    """A checkpoint's configuration, with its positions cut to ``n_ctx`` if that is given; without a table of positions, it may
+    also be longer than what the model was trained on.
 
     Raises:
         ConfigError: for what the family does not understand, or more positions than there are.
@@ -32,7 +33,8 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
     encoder = replace(encoder, model_name=checkpoint.name, sentence=checkpoint.sentence, heads=heads)
     if n_ctx is None:
         return encoder
-    if not isinstance(n_ctx, int) or encoder.n_ctx is None or not 1 <= n_ctx <= encoder.n_ctx:
+    unbounded = isinstance(encoder.positions, AttentionPositionsPart)  # no table that could be too short
+    if not isinstance(n_ctx, int) or encoder.n_ctx is None or n_ctx < 1 or (n_ctx > encoder.n_ctx and not unbounded):
         raise ConfigError(f"n_ctx={n_ctx!r}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
     return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
 

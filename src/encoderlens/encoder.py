@@ -200,7 +200,7 @@ class Encoder(WeightStacks, ABC):
             TaskError: for a model without it.
         """
         if self.contact_head is None:
-            raise TaskError(f"{self.cfg.model_name} has no contact head, which protein models such as ESM-2 have")
+            raise TaskError(f"{self.cfg.model_name} has no contact head, which models of proteins can have")
         return self.contact_head
 
     @contextmanager

@@ -115,7 +115,8 @@ class HookedEncoder(PretrainedEncoder):
             task: the head that ``return_type="logits"`` runs; "encoder" loads just the encoder, also of a class that is not
                 supported, and lists what it left in ``load_report.left``.
             revision: branch, tag or commit on the hub.
-            n_ctx: keep only so many positions.
+            n_ctx: keep only so many positions; of a model without a table of positions (rotary or relative ones), also more
+                than it was trained on.
 
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.

@@ -113,7 +113,8 @@ def open_checkpoint(
     values = _read_json(folder / "config.json")
     family = family_of(values.get("model_type"), where)
     config = _complete(family, values, where)
-    declared, source = values.get("architectures") or [], open_folder(folder)
+    declared = [family.old_classes.get(name, name) for name in values.get("architectures") or []]
+    source = open_folder(folder)
     if sentence is None:
         return _understand(family, declared, config, source, task, where, folder, model_name)
     found = _understand(family, _with_weights(family, declared, source), config, source, task, where, folder, model_name)
@@ -344,7 +345,7 @@ def _load_extractor(folder: Path | None, default: Any) -> Any:
     try:
         return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # every class of transformers has errors of its own
-        raise ConfigError(f"the processor files in {folder} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"the processor files in {folder} cannot be read: {_one_line(error)}") from error
 
 
 def load_tokenizer(folder: Path | None) -> Any | None:
@@ -357,8 +358,11 @@ def load_tokenizer(folder: Path | None) -> Any | None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except ImportError as error:
+        log.warning("%s: no tokenizer, so no text input: %s. Install that, or pass tokenizer=", folder, _one_line(error))
+        return None
     except Exception as error:  # every tokenizer class has errors of its own
-        raise ConfigError(f"the tokenizer files in {folder} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"the tokenizer files in {folder} cannot be read: {_one_line(error)}") from error
     if len(tokenizer) > len(tokenizer.all_special_ids):
         return tokenizer
     log.warning(
@@ -415,7 +419,7 @@ def _complete(family: Family, values: Mapping[str, Any], where: str) -> dict[str
     try:
         return hf_config(family.model_type, family.renamed(values)).to_dict()
     except Exception as error:  # each class of transformers has checks, and errors, of its own
-        raise ConfigError(f"{where} is not a {family.name} configuration: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where} is not a {family.name} configuration: {_one_line(error)}") from error
 
 
 def _config_class(model_type: str) -> Any:
@@ -443,6 +447,10 @@ def check_modality(found: str, wanted: str, where: str) -> None:
     if found != wanted:
         remedy = {"text": "HookedEncoder", "audio": "HookedAudioEncoder"}[found]
         raise ConfigError(f"{where} is a model that reads {found}: use {remedy}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

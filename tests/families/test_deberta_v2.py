@@ -23,13 +23,14 @@ from tests.additive import (
     TARGETS,
     additive_batch,
     arguments,
+    biases_on_the_path,
     clean_run,
     head_gains,
     replay,
     run,
     scale_points,
     score,
-    zeroed,
+    taken_out,
 )
 from tests.checkpoints import assert_same_tensors, edit_config, read_tensors, rename_tensors, save_tiny, write_tensors
 from tests.hooks import POST_LN_BLOCK, assert_changed, declared, in_layers, norm, replaced
@@ -288,10 +289,8 @@ def test_a_row_is_what_is_missing_when_its_write_is_taken_out(sort: str) -> None
                 assert_parity(before - score(model, batch), logits[label], None, 1e-10)
             with replay(model, without, [point for point in points if not point.startswith("mlm_head")]):
                 assert_parity(stream - run(model, batch, "hidden"), whole[label], mask, 1e-10)
-        biases = {"embed_ln_b": model.embed.ln.b, "1_ln2_b": model.blocks[1].ln2.b, "head_b": model.mlm_head.dense.bias}
-        biases |= {"0_ln_conv_b": model.blocks[0].ln_conv.b} if "0_conv_out" in writes else {}
-        for label, bias in biases.items():
-            with replay(model, clean, points, head_gains(clean)), zeroed(bias):
+        for label, (module, bias) in biases_on_the_path(model).items():
+            with replay(model, clean, points, head_gains(clean)), taken_out(module, bias, slice(None)):
                 assert_parity(before - score(model, batch), logits[label], None, 1e-10)
 
 

@@ -34,6 +34,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": _TANH_GELU,
     "gelu_fast": _TANH_GELU,
     "gelu_pytorch_tanh": _TANH_GELU,
+    "gelu_python_tanh": _TANH_GELU,
+    "gelu_accurate": _TANH_GELU,
     "quick_gelu": _quick_gelu,
     "relu": F.relu,
     "relu2": _squared_relu,

@@ -37,7 +37,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Resid) -> Float[Tensor, "batch pos d_model"]:
         conv = F.conv1d(x.mT, self.weight, self.bias, padding=self.weight.shape[-1] // 2, groups=self.groups)
-        return self.act_fn(F.dropout(conv.mT, self.dropout, self.training))
+        return self.act_fn(F.dropout(conv.mT.contiguous(), self.dropout, self.training))
 
 
 class ConvPostLNBlock(PostLNBlock):

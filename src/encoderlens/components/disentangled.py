@@ -45,8 +45,7 @@ class RelativeEmbedding(Gains, Component):
         device = self.weight.device
         key = ("relative rows", self.n_buckets, self.max_distance, device)
         first, last, which = sequence.once(key, lambda: self._within(sequence.pos, device))
-        vectors = self.normed(self.weight[first : last + 1])
-        return F.dropout(vectors, self.dropout, self.training), which
+        return F.dropout(self.normed(self.weight), self.dropout, self.training)[first : last + 1], which
 
     def normed(self, vectors: Float[Tensor, "bucket d_model"]) -> Float[Tensor, "bucket d_model"]:
         """Vectors as attention reads them."""

@@ -194,8 +194,8 @@ DEBERTA_V2 = Family(
     base_prefix=BASE,
     encoder_rows=ENCODER,
     part_rows=HEADS,
-    # Checkpoints of v2 and v3 hold positions that nothing adds, and an enhanced mask decoder that no class has.
-    ignored=(*bert_like.IGNORED, "*embeddings.position_embeddings.weight", "mask_predictions.*"),
+    # Checkpoints hold positions that nothing adds, copies of tables, and an enhanced mask decoder that no class has.
+    ignored=(*bert_like.IGNORED, "*embeddings.position_embeddings.weight", "*embeddings._weight", "mask_predictions.*"),
     kept=("*encoder.LayerNorm.*",),  # over vectors of relative positions: the class can have it without these
     read_config=read_config,
     write_config=write_config,

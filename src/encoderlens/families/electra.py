@@ -24,6 +24,7 @@ del HEADS["pooler"]
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
     reader.ignore("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout")  # of multiple choice
+    reader.ignore("generator_size")  # of pre-training
     dropout = bert_like.classifier_dropout(reader)
     transform = PreClassifierPart("gelu", dropout=dropout)
     discriminator = ReplacedTokenPart(PreClassifierPart(reader.read("hidden_act"), "every"))

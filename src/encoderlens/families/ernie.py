@@ -1,4 +1,8 @@
-"""ERNIE (Sun et al. 2019, 2020): BERT with an embedding for the task."""
+"""ERNIE (Sun et al. 2019, 2020): BERT with an embedding for the task.
+
+Every position has the same task type, as it has in Hugging Face unless ``task_type_ids`` are given: 0, or what
+``model.embed.task_type_embed.task_type`` is set to.
+"""
 
 from typing import Any
 
@@ -12,6 +16,8 @@ TASK_TYPES = Row(f"{BASE}embeddings.task_type_embeddings.weight", "embed.task_ty
 
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
+    reader.ignore("enable_recompute", "fuse")
+    reader.require(pool_act="tanh", task_id=0)
     n_task_types = reader.read("task_type_vocab_size") if reader.read("use_task_id") else 0
     act_fn, dropout = reader.read("hidden_act"), bert_like.classifier_dropout(reader)
     heads = bert_like.read_heads(reader, ERNIE.classes[hf_class], parts, act_fn, dropout)

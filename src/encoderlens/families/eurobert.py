@@ -49,7 +49,6 @@ HEADS = {
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
     reader.ignore("bos_token", "eos_token", "pad_token", "mask_token", "mask_token_id", "auto_map", "pretraining_tp")
     reader.require(is_decoder=False, add_cross_attention=False, is_causal=False, hidden_dropout=0.0)
-    reader.require(clf_pooling=reader.read("classifier_pooling"))  # what checkpoints older than Hugging Face's class call it
     bias, pooling = reader.read("mlp_bias"), reader.choose("classifier_pooling", POOLING)
     labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
     available = {
@@ -128,6 +127,7 @@ EUROBERT = Family(
     ignored=(),
     read_config=read_config,
     write_config=write_config,
+    old_names={"clf_pooling": "classifier_pooling"},
     hf_arguments=lambda cfg: {},
     layer_norm="pre-LN",
     positions="rotary",

@@ -8,12 +8,13 @@ from encoderlens.config import AudioEmbedPart, EncoderConfig
 from encoderlens.errors import ConfigError, UnknownArchitectureError
 from encoderlens.weights import Row, expand, find
 
-# Keys of any Hugging Face configuration that say nothing about the numbers an encoder computes.
+# Keys of any Hugging Face configuration that say nothing about the numbers an encoder computes; a family whose positions or
+# embeddings depend on a special token reads its id all the same.
 HARMLESS = frozenset(
     ("_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "torchscript")
     + ("output_hidden_states", "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward")
     + ("finetuning_task", "gradient_checkpointing", "tokenizer_class", "language")
-    + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id")
+    + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id")
     + ("id2label", "label2id", "num_labels", "problem_type")
     + ("sentence_transformers", "sbert_ce_default_activation_function")
 )
@@ -49,7 +50,7 @@ class ConfigReader:
         self._seen: set[str] = set(HARMLESS | LEFT_OVER)
 
     def read(self, key: str, default: Any = ...) -> Any:
-        """A value that the family understands.
+        """A value that the family understands; a whole number as a float where the class has a float by default.
 
         Args:
             default: of a key that may be missing.
@@ -60,10 +61,15 @@ class ConfigReader:
         self._seen.add(key)
         if key not in self._values and default is ...:
             raise ConfigError(f"{self._where} lacks {key}")
-        return self._values.get(key, default)
+        value = self._values.get(key, default)
+        return float(value) if type(value) is int and isinstance(self._defaults.get(key), float) else value
 
     def require(self, **expected: Any) -> None:
-        """Values that nothing else is implemented for."""
+        """Values that nothing else is implemented for.
+
+        Raises:
+            ConfigError: for another value.
+        """
         for key, value in expected.items():
             self._seen.add(key)
             if self._values.get(key, value) != value:
@@ -74,14 +80,22 @@ class ConfigReader:
         return ConfigError(f"{self._where}: {key}={self._values[key]!r} is not implemented; only {known} is")
 
     def choose(self, key: str, choices: Mapping[str, Chosen]) -> Chosen:
-        """What one of several values stands for."""
+        """What one of several values stands for.
+
+        Raises:
+            ConfigError: for a value that stands for nothing.
+        """
         value = self.read(key)
         if value not in choices:
             raise ConfigError(f"{self._where}: {key}={value!r} is not implemented; {', '.join(map(repr, choices))} are")
         return choices[value]
 
     def theta(self, rotary: Mapping[str, Any]) -> float:
-        """The base of a rotary embedding's frequencies, from its ``rope_parameters``, where nothing scales these."""
+        """The base of a rotary embedding's frequencies, from its ``rope_parameters``, where nothing scales these.
+
+        Raises:
+            ConfigError: for scaled frequencies.
+        """
         if rotary["rope_type"] != "default":
             raise ConfigError(f"{self._where}: rope_type={rotary['rope_type']!r} is not implemented; only 'default' is")
         others = sorted(rotary.keys() - {"rope_theta", "rope_type", "type"})
@@ -105,17 +119,27 @@ class ConfigReader:
         return d_model, n_heads
 
     def labels(self) -> tuple[str, ...]:
-        """The class names, in the order of their ids."""
+        """The class names, in the order of their ids.
+
+        Raises:
+            ConfigError: for ids with gaps.
+        """
         id2label = {int(key): label for key, label in self.read("id2label").items()}
         if sorted(id2label) != list(range(len(id2label))):
             raise ConfigError(f"{self._where}: id2label has ids {sorted(id2label)}; they must run from 0 without gaps")
         return tuple(str(id2label[key]) for key in range(len(id2label)))
 
     def finish(self) -> None:
-        """Refuse what was neither read, required nor ignored, unless it is at its default."""
+        """Refuse what was neither read, required nor ignored, unless it is at its default, or empty and so asks for nothing.
+
+        Raises:
+            ConfigError: with the first such key.
+        """
         self.require(pruned_heads={})
         for key, value in self._values.items():
-            if key not in self._seen and not (key in self._defaults and self._defaults[key] == value):
+            at_default = key in self._defaults and self._defaults[key] == value
+            asks_nothing = key not in self._defaults and value in (None, {}, [])
+            if key not in self._seen and not at_default and not asks_nothing:
                 raise ConfigError(
                     f"{self._where}: {key}={value!r} is not understood. If it does not change the forward pass, remove it from "
                     "the configuration; if it does, this model is not supported"
@@ -144,6 +168,7 @@ class Family:
         modality: what it reads.
         pooled: the tasks whose heads read the pooler.
         old_names: what keys of the configuration are called now, by what they were called before transformers had the family.
+        old_classes: what classes are called now, by what they were called then.
         bare: the tasks whose heads may have no tensor of their own in a checkpoint with tied embeddings.
         layer_key: what stands for ``{l}`` in the checkpoint's key of a layer with parameters of its own.
     """
@@ -164,6 +189,7 @@ class Family:
     kept: tuple[str, ...] = ()
     pooled: frozenset[str] = frozenset()
     old_names: Mapping[str, str] = field(default_factory=dict)
+    old_classes: Mapping[str, str] = field(default_factory=dict)
     bare: frozenset[str] = frozenset()
     layer_key: Callable[[EncoderConfig, int], str] = lambda cfg, layer: str(layer)
 

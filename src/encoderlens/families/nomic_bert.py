@@ -20,7 +20,8 @@ from encoderlens.weights import Piece, block, linear, norm, respelt
 BASE = "nomic_bert."
 # Of the code that came with the first checkpoints.
 OLD_KEYS = {
-    f"{BASE}layers": f"{BASE}encoder.layers",
+    BASE: "bert.",
+    "layers": "encoder.layers",
     "embeddings.LayerNorm": "emb_ln",
     **{f"self_attn.{name}_proj": Piece("attn.Wqkv", index, 3) for index, name in enumerate("qkv")},
     "self_attn.o_proj": "attn.out_proj",
@@ -156,4 +157,5 @@ NOMIC_BERT = Family(
     layer_norm="post-LN",
     positions="rotary",
     old_names=OLD_NAMES,
+    old_classes={"NomicBertForPreTraining": "NomicBertForMaskedLM"},
 )
