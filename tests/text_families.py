@@ -1,6 +1,7 @@
 """Text families of the registry: which of their classes has which head, and a tiny model of each that is made once."""
 
 import functools
+from typing import Any
 
 import torch
 import transformers
@@ -38,9 +39,14 @@ def text_model(
 
 def new_text_model(hf_class: str, variant: str = "plain", dtype: torch.dtype = torch.float32) -> HookedEncoder:
     """A model of a test's own."""
+    return HookedEncoder.from_pretrained(hf_model=hf_twin(hf_class, variant), device="cpu", dtype=dtype)
+
+
+@functools.cache
+def hf_twin(hf_class: str, variant: str = "plain") -> Any:
+    """The Hugging Face model behind these, which no test changes."""
     model_type = getattr(transformers, hf_class).config_class.model_type
-    options = {} if variant == "plain" else VARIANTS[model_type][variant]
-    return HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class, seed=2, **options), device="cpu", dtype=dtype)
+    return tiny_hf(hf_class, seed=2, **({} if variant == "plain" else VARIANTS[model_type][variant]))
 
 
 def text_batch(model: HookedEncoder) -> dict[str, Tensor]:

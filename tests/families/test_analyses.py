@@ -17,7 +17,6 @@ EXACT = 1e-11  # of the largest magnitude, in float64
 
 every_encoder = pytest.mark.parametrize(("hf_class", "variant"), MASKED_LM, ids=lambda value: value)
 every_head = pytest.mark.parametrize(("hf_class", "task"), HEADS, ids=lambda value: value)
-CASES = [(*head, "plain") for head in HEADS] + [(name, "masked_lm", kind) for name, kind in MASKED_LM if kind != "plain"]
 
 
 @functools.cache
@@ -41,7 +40,7 @@ def test_rows_are_writes_carried_by_hand_and_sum_to_the_stream_and_to_what_is_re
         whole = cache.decompose_resid(layer, mid, apply_ln=True, return_labels=True)
         assert_rows(whole, by_hand(cache, layer, mid, True, ""), EXACT)
         assert_parity(whole[0].sum(0), what_reads(cache, batch, layer, mid), batch["mask"], EXACT)
-        neurons = layer == 1
+        neurons = (layer, mid) == (1, True)
         full = cache.get_full_resid_decomposition(layer, mid, neurons, return_labels=True)
         rows = by_hand(cache, layer, mid, False, "HN" if neurons else "H")
         assert_rows(full, in_order_of_the_full_decomposition(rows), EXACT)
@@ -83,9 +82,9 @@ def test_a_full_stack_and_the_constant_are_the_logits(hf_class: str, task: str) 
         assert_parity(found, logits[..., target], mask, EXACT)
 
 
-@pytest.mark.parametrize(("hf_class", "task", "variant"), CASES, ids=lambda value: value)
-def test_rows_of_an_attribution_are_what_the_logit_loses_without_each(hf_class: str, task: str, variant: str) -> None:
-    model = text_model(hf_class, task, variant)
+@every_head
+def test_rows_of_an_attribution_are_what_the_logit_loses_without_each(hf_class: str, task: str) -> None:
+    model = text_model(hf_class, task)
     batch = text_batch(model)
     position = {"position": POSITIONS.tolist()} if model.heads[task].per_position else {}
     prepared = model.prepare(batch["tokens"], batch["types"], batch["mask"])

@@ -13,7 +13,7 @@ from tests.parity import assert_parity
 from tests.text_families import ENCODERS, HEADS, MASKED_LM, TEXT, text_batch, text_model
 
 every_head = pytest.mark.parametrize(("hf_class", "task"), HEADS, ids=lambda value: value)
-every_encoder = pytest.mark.parametrize(("hf_class", "variant"), MASKED_LM, ids=lambda value: value)
+OTHERS = [(name, variant) for name, variant in MASKED_LM if variant != "plain"]
 every_base_class = pytest.mark.parametrize("hf_class", [family.base_class for family in TEXT.values()])
 
 
@@ -53,7 +53,7 @@ def test_every_hook_point_fires_with_its_shape_and_changes_nothing_by_itself(hf_
     assert_all_fire_and_change_nothing(text_model(hf_class, task))
 
 
-@every_encoder
+@pytest.mark.parametrize(("hf_class", "variant"), OTHERS, ids=lambda value: value)
 def test_so_in_every_variant(hf_class: str, variant: str) -> None:
     model = text_model(hf_class, "masked_lm", variant)
     assert_documented(model)

@@ -4,23 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from encoderlens import HookedEncoder
 from encoderlens.errors import InputError
 from tests.families.test_parity import run_hf
 from tests.parity import assert_parity
-from tests.text_families import MASKED_LM
-from tests.tiny import VARIANTS, tiny_batch, tiny_hf
+from tests.text_families import ENCODERS, MASKED_LM, hf_twin, text_model
+from tests.tiny import tiny_batch
 
 every_encoder = pytest.mark.parametrize(("hf_class", "variant"), MASKED_LM, ids=lambda value: value)
-
-
-def twins(hf_class: str, variant: str, **options: Any) -> tuple[Any, HookedEncoder]:
-    model_type = getattr(transformers, hf_class).config_class.model_type
-    hf_model = tiny_hf(hf_class, seed=4, **({} if variant == "plain" else VARIANTS[model_type][variant]))
-    return hf_model, HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu", **options)
 
 
 def as_batch(model: HookedEncoder, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -45,7 +38,7 @@ def assert_as_hugging_face(hf_model: Any, model: HookedEncoder, batch: dict[str,
 
 @every_encoder
 def test_padding_on_either_side_and_inside(hf_class: str, variant: str) -> None:
-    hf_model, model = twins(hf_class, variant)
+    hf_model, model = hf_twin(hf_class, variant), text_model(hf_class, None, variant, torch.float32)
     pad, tokens = hf_model.config.pad_token_id, torch.randint(10, 150, (4, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(tokens)
     mask[0, :3], mask[1, 6:], mask[2, 4] = 0, 0, 0
@@ -56,7 +49,7 @@ def test_padding_on_either_side_and_inside(hf_class: str, variant: str) -> None:
 
 @every_encoder
 def test_the_longest_input_and_one_that_is_too_long(hf_class: str, variant: str) -> None:
-    hf_model, model = twins(hf_class, variant)
+    hf_model, model = hf_twin(hf_class, variant), text_model(hf_class, None, variant, torch.float32)
     n_ctx = model.cfg.n_ctx
     tokens = 10 + torch.arange(n_ctx)[None] % 150
     assert_as_hugging_face(hf_model, model, as_batch(model, tokens, torch.ones_like(tokens)))
@@ -64,9 +57,9 @@ def test_the_longest_input_and_one_that_is_too_long(hf_class: str, variant: str)
         model(torch.full((1, n_ctx + 1), 10))
 
 
-@every_encoder
-def test_fewer_positions_on_request(hf_class: str, variant: str) -> None:
-    hf_model, full = twins(hf_class, variant)
+@pytest.mark.parametrize("hf_class", ENCODERS.values())
+def test_fewer_positions_on_request(hf_class: str) -> None:
+    hf_model, full = hf_twin(hf_class), text_model(hf_class, None, "plain", torch.float32)
     short = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu", n_ctx=11)
     assert short.cfg.n_ctx == 11
     batch = tiny_batch(n_types=full.cfg.n_token_types)
