@@ -399,6 +399,26 @@ def test_declared_head_without_weights(hf_class: str, start: str, key: str, fold
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("hf_class", "stray", "head"),
+    [
+        ("BertForMaskedLM", ("cls.seq_relationship.weight", "cls.seq_relationship.bias"), "next_sentence"),
+        ("BertModel", ("cls.predictions.bias",), "masked_lm"),
+    ],
+)
+def test_leftovers_of_a_head_that_nobody_asked_for(
+    hf_class: str, stray: tuple[str, ...], head: str, folder_of: Callable, caplog: pytest.LogCaptureFixture
+):
+    folder, whole = folder_of(hf_class), tiny_hf("BertForPreTraining").state_dict()
+    write_tensors(folder, read_tensors(folder) | {name: whole[name] for name in stray})
+    model = HookedEncoder.from_pretrained(folder, device="cpu")
+    assert head not in model.heads
+    assert f"left out, as the {head} head is not whole: {', '.join(sorted(stray))}" in caplog.text
+    assert set(stray) <= set(model.load_report.ignored)
+    with pytest.raises(WeightsError, match=r"weights of the pooler that it reads .* are missing|lacks 4 tensors"):
+        HookedEncoder.from_pretrained(folder, device="cpu", task=head)  # asked for, it must be whole
+
+
 def test_damaged_weights_are_named_with_their_folder(folder: Path):
     path = folder / SAFETENSORS
     path.write_bytes(path.read_bytes()[:-5])

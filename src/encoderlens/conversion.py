@@ -54,7 +54,7 @@ def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
             model,
             sizes=_axis_sizes(encoder),
             base_prefix=family.base_prefix,
-            ignored=family.ignored,
+            ignored=(*family.ignored, *checkpoint.dropped),
             kept=family.kept,
             tied=encoder.tie_word_embeddings,
             leave=checkpoint.leave,

@@ -25,6 +25,7 @@ from encoderlens.sentence_folder import (
     transformer_folder,
 )
 from encoderlens.tensor_source import WEIGHT_FILES, JoinedSource, MemorySource, TensorSource, open_folder, shard_names
+from encoderlens.weights import find
 
 log = logging.getLogger("encoderlens")
 
@@ -60,6 +61,7 @@ class Checkpoint:
         name: what it was asked for as.
         leave: tensors that no part takes are left, not refused.
         sentence: what follows the transformer in a sentence encoder; None for any other checkpoint.
+        dropped: tensors of heads that nobody asked for and that are not whole.
     """
 
     family: Family
@@ -73,6 +75,7 @@ class Checkpoint:
     name: str
     leave: bool
     sentence: SentenceEmbeddingPart | None = None
+    dropped: tuple[str, ...] = ()
 
     @property
     def score_fn(self) -> str | None:
@@ -162,6 +165,13 @@ def _understand(
     parts = (present | unstored) - _rivals(family, present, tasks)
     if task in parts:
         parts -= _rivals(family, parts, (task,))
+    broken = _broken(family, parts - {*tasks, task}, parts, source)
+    parts -= frozenset(broken)
+    dropped = tuple(sorted({name for names in broken.values() for name in names}))
+    if dropped:
+        log.warning(
+            "%s: left out, as the %s head is not whole: %s", where, " and the ".join(sorted(broken)), ", ".join(dropped)
+        )
     _check_distinct(family, parts, where)
     for wanted in tasks:
         if wanted not in parts:
@@ -175,7 +185,19 @@ def _understand(
             f"{where} has a {pooled[0]} head, but the weights of the pooler that it reads ({key}, …) are missing"
         )
     chosen = _task_of(task, tasks, parts, where)
-    return Checkpoint(family, hf_class, chosen, parts, config, source, where, folder, name, leave=False)
+    return Checkpoint(family, hf_class, chosen, parts, config, source, where, folder, name, leave=False, dropped=dropped)
+
+
+def _broken(family: Family, unasked: frozenset[str], parts: frozenset[str], source: TensorSource) -> dict[str, frozenset[str]]:
+    """Heads that nobody asked for and that cannot run, with their tensors: some are missing, or the pooler is."""
+    broken: dict[str, frozenset[str]] = {}
+    for head in unasked - NOT_HEADS:
+        found = {row: find(row, source.tensors, family.base_prefix) for row in family.part_rows[head]}
+        there = {row.target for row, piece in found.items() if piece is not None}
+        lacking = {row.target for row in found} - there - {"unembed.weight"}  # which may be the embedding
+        if lacking or (head in family.pooled and "pooler" not in parts):
+            broken[head] = frozenset(piece.name for piece in found.values() if piece is not None)
+    return broken
 
 
 def whose(family: Family, source: TensorSource, where: str) -> str:
