@@ -501,7 +501,7 @@ def test_labels_that_repeat_need_a_frame_more(model: HookedAudioEncoder) -> None
     [
         (
             {"return_type": "logit"},
-            "return_type='logit' is unknown; it is one of 'logits', 'predictions', 'hidden', 'loss', None",
+            "return_type='logit' is unknown; it is one of 'logits', 'predictions', 'hidden', 'loss', 'embedding', None",
         ),
         ({"return_type": "loss"}, "return_type='loss' with no labels; labels and return_type='loss' go together"),
         ({"labels": torch.zeros(1, 2)}, "return_type='hidden' with labels"),

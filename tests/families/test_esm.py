@@ -245,7 +245,7 @@ def test_weights_of_the_contact_head(proteins: Any) -> None:
 
 def test_what_has_no_contact_head_says_so(bert: HookedEncoder, tmp_path: Path) -> None:
     for predict in (bert.contacts, lambda text: contacts(bert, text)):
-        with pytest.raises(TaskError, match="BertForPreTraining has no contact head, which protein models such as ESM-2 have"):
+        with pytest.raises(TaskError, match="BertForPreTraining has no contact head, which models of proteins can have"):
             predict("a text")
     save_tiny("EsmForMaskedLM", tmp_path)
     held = read_tensors(tmp_path)

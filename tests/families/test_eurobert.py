@@ -12,7 +12,7 @@ import transformers
 from encoderlens import HookedEncoder
 from encoderlens.config import LayerNormPart, PoolerPart, RotaryAttentionPart
 from encoderlens.errors import ConfigError, WeightsError
-from tests.checkpoints import assert_same_tensors, edit_config, read_tensors, save_tiny, write_tensors
+from tests.checkpoints import assert_same_tensors, edit_config, read_config, read_tensors, save_tiny, write_tensors
 from tests.parity import assert_parity
 from tests.tiny import tiny_batch, tiny_hf
 
@@ -90,12 +90,21 @@ def test_the_old_spelling_of_a_configuration(tmp_path: Path) -> None:
         assert_parity(model(BATCH["tokens"], one_zero_attention_mask=BATCH["mask"]), theirs)
 
 
+def test_the_pooling_has_an_old_name(tmp_path: Path) -> None:
+    """Which Hugging Face's class does not read: it would pool as it does by default."""
+    save_tiny("EuroBertForSequenceClassification", tmp_path)
+    values = read_config(tmp_path)
+    del values["classifier_pooling"]
+    (tmp_path / "config.json").write_text(json.dumps(values | {"clf_pooling": "mean"}))
+    model = HookedEncoder.from_pretrained(tmp_path, device="cpu")
+    assert model.pre_classifier.reads == "mean"
+
+
 REFUSED = [
     ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5.0}}, "rope_type='linear' is not implemented"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic' is not implemented; only 'default' is"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"classifier_pooling": "max"}, "classifier_pooling='max' is not implemented; 'bos', 'mean', 'late' are"),
-    ({"clf_pooling": "mean"}, "clf_pooling='mean' is not implemented; only 'late' is"),
     ({"hidden_dropout": 0.1}, r"hidden_dropout=0\.1 is not implemented"),
     ({"is_causal": True}, "is_causal=True is not implemented"),
     ({"is_decoder": True}, "is_decoder=True is not implemented"),
