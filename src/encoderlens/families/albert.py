@@ -30,7 +30,7 @@ ENCODER = (
         ln2="full_layer_layer_norm",
     ),
 )
-HEADS = bert_like.bert_heads(BASE) | {
+HEADS = {
     "pooler": linear(f"{BASE}pooler", "pooler.dense"),
     "masked_lm": (
         *linear("predictions.dense", "mlm_head.dense"),
@@ -38,8 +38,9 @@ HEADS = bert_like.bert_heads(BASE) | {
         *bert_like.unembed_rows("predictions.decoder", "predictions.bias"),
     ),
     "sentence_order": linear("sop_classifier.classifier", "sop_head.dense"),
+    "sequence_classification": bert_like.CLASSIFIER,
+    **bert_like.LABELLED,
 }
-del HEADS["next_sentence"]
 
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:

@@ -44,18 +44,22 @@ def embedding_rows(base: str) -> tuple[Row, ...]:
     )
 
 
-def post_ln_rows(base: str) -> tuple[Row, ...]:
-    """The table of the blocks."""
+def block_rows(base: str, ln1: str = "attention.output.LayerNorm", ln2: str = "output.LayerNorm") -> tuple[Row, ...]:
+    """The table of the blocks.
+
+    Args:
+        ln1, ln2: where the norms are, which pre-LN blocks keep elsewhere.
+    """
     return block(
         f"{base}encoder.layer.{{l}}",
         q="attention.self.query",
         k="attention.self.key",
         v="attention.self.value",
         o="attention.output.dense",
-        ln1="attention.output.LayerNorm",
         input="intermediate.dense",
         output="output.dense",
-        ln2="output.LayerNorm",
+        ln1=ln1,
+        ln2=ln2,
     )
 
 
@@ -68,10 +72,10 @@ def unembed_rows(decoder: str, bias: str) -> tuple[Row, ...]:
     )
 
 
-_LABELLED = {
-    "token_classification": linear("classifier", "classifier.dense"),
-    "question_answering": linear("qa_outputs", "qa_head.dense"),
-}
+# Heads that are trained on labels: their linear layers, and RoBERTa's classifier of two layers for sequences.
+CLASSIFIER = linear("classifier", "classifier.dense")
+LABELLED = {"token_classification": CLASSIFIER, "question_answering": linear("qa_outputs", "qa_head.dense")}
+TWO_LAYERS = (*linear("classifier.dense", "pre_classifier.dense"), *linear("classifier.out_proj", "classifier.dense"))
 
 
 def bert_heads(base: str) -> dict[str, tuple[Row, ...]]:
@@ -84,8 +88,8 @@ def bert_heads(base: str) -> dict[str, tuple[Row, ...]]:
             *unembed_rows("cls.predictions.decoder", "cls.predictions.bias"),
         ),
         "next_sentence": linear("cls.seq_relationship", "nsp_head.dense"),
-        "sequence_classification": linear("classifier", "classifier.dense"),
-        **_LABELLED,
+        "sequence_classification": CLASSIFIER,
+        **LABELLED,
     }
 
 
@@ -98,11 +102,8 @@ def roberta_heads(base: str) -> dict[str, tuple[Row, ...]]:
             *norm("lm_head.layer_norm", "mlm_head.ln"),
             *unembed_rows("lm_head.decoder", "lm_head.bias"),
         ),
-        "sequence_classification": (
-            *linear("classifier.dense", "pre_classifier.dense"),
-            *linear("classifier.out_proj", "classifier.dense"),
-        ),
-        **_LABELLED,
+        "sequence_classification": TWO_LAYERS,
+        **LABELLED,
     }
 
 
@@ -193,7 +194,7 @@ def read_heads(
         pre_classifier: what the classifier of sequences has in front of it; None for the pooler.
         others: heads of the family's own, by task.
     """
-    labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
+    labels = read_labels(reader, parts)
     available: dict[str, HeadPart] = {
         "masked_lm": MaskedLMPart(act_fn, reader.read("tie_word_embeddings", True)),
         "next_sentence": NextSentencePart(),
@@ -203,6 +204,11 @@ def read_heads(
         **others,
     }
     return in_order(available, declared, parts)
+
+
+def read_labels(reader: ConfigReader, parts: frozenset[str]) -> tuple[str, ...]:
+    """The class names, if the weights hold a classifier."""
+    return reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
 
 
 def in_order(available: Mapping[str, HeadPart], declared: Iterable[str], parts: frozenset[str]) -> tuple[HeadPart, ...]:

@@ -128,7 +128,7 @@ def _terms(reader: ConfigReader) -> tuple[str, ...]:
 def _heads(reader: ConfigReader, hf_class: str, parts: frozenset[str], dropout: float) -> tuple[HeadPart, ...]:
     legacy, tied = _flag(reader, "legacy"), _flag(reader, "tie_word_embeddings")
     own, problem_type = _read(reader, "cls_dropout"), reader.read("problem_type")
-    labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
+    labels = bert_like.read_labels(reader, parts)
     if problem_type is None and len(labels) > 1:
         problem_type = "single_label_classification"  # in other families, it depends on the labels
     pooler = PreClassifierPart(reader.read("pooler_hidden_act"), dropout=reader.read("pooler_dropout"))

@@ -53,7 +53,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
     reader.require(is_decoder=False, add_cross_attention=False)
     (d_model, n_heads), act_fn = reader.width_and_heads("dim", "n_heads"), reader.read("activation")
     dropout, label_dropout = reader.read("dropout"), reader.read("seq_classif_dropout")
-    labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
+    labels = bert_like.read_labels(reader, parts)
     available = {
         "masked_lm": MaskedLMPart(act_fn, reader.read("tie_word_embeddings")),
         "sequence_classification": SequenceClassificationPart(

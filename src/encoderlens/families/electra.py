@@ -8,7 +8,7 @@ from encoderlens.families.family import ConfigReader, Family
 from encoderlens.weights import linear, norm
 
 BASE = "electra."
-HEADS = bert_like.roberta_heads(BASE) | {
+HEADS = {
     "replaced_token_detection": (
         *linear("discriminator_predictions.dense", "pre_classifier.dense"),
         *linear("discriminator_predictions.dense_prediction", "rtd_head.dense"),
@@ -18,8 +18,9 @@ HEADS = bert_like.roberta_heads(BASE) | {
         *norm("generator_predictions.LayerNorm", "mlm_head.ln"),
         *linear("generator_lm_head", "unembed"),
     ),
+    "sequence_classification": bert_like.TWO_LAYERS,
+    **bert_like.LABELLED,
 }
-del HEADS["pooler"]
 
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
@@ -52,7 +53,7 @@ ELECTRA = Family(
     encoder_rows=(
         *bert_like.embedding_rows(BASE),
         *linear(f"{BASE}embeddings_project", "embed.projection"),
-        *bert_like.post_ln_rows(BASE),
+        *bert_like.block_rows(BASE),
     ),
     part_rows=HEADS,
     ignored=bert_like.IGNORED,

@@ -22,7 +22,7 @@ from encoderlens.config import (
 )
 from encoderlens.errors import ConfigError
 from encoderlens.families.family import ConfigReader, Family
-from encoderlens.weights import Row, block, linear, norm
+from encoderlens.weights import Row, linear, norm
 
 BASE = "esm."
 EOS = 2  # Hugging Face's contact head leaves this token out, whatever the configuration calls the end
@@ -34,29 +34,21 @@ ENCODER = (
     Row(f"{BASE}embeddings.position_embeddings.weight", "embed.pos_embed.weight", crop=True),
     *norm(f"{BASE}embeddings.layer_norm", "embed.ln"),
     Row(f"{BASE}rotary_embeddings.inv_freq", "relative.frequencies", legacy=OLD_FREQUENCIES),
-    *block(
-        f"{BASE}encoder.layer.{{l}}",
-        ln1="attention.LayerNorm",
-        q="attention.self.query",
-        k="attention.self.key",
-        v="attention.self.value",
-        o="attention.output.dense",
-        ln2="LayerNorm",
-        input="intermediate.dense",
-        output="output.dense",
-    ),
+    *bert_like.block_rows(BASE, ln1="attention.LayerNorm", ln2="LayerNorm"),
     *norm(f"{BASE}encoder.emb_layer_norm_after", "ln_final"),
 )
-HEADS = bert_like.roberta_heads(BASE) | {
+HEADS = {
+    "pooler": linear(f"{BASE}pooler.dense", "pooler.dense"),
     "masked_lm": (
         *linear("lm_head.dense", "mlm_head.dense"),
         *norm("lm_head.layer_norm", "mlm_head.ln"),
         Row("lm_head.decoder.weight", "unembed.weight"),
         Row("lm_head.bias", "unembed.bias"),
     ),
+    "sequence_classification": bert_like.TWO_LAYERS,
+    "token_classification": bert_like.CLASSIFIER,
     "contacts": linear(f"{BASE}contact_head.regression", "contact_head.regression"),
 }
-del HEADS["question_answering"]
 
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:

@@ -47,10 +47,10 @@ HEADS = {
 
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
-    reader.ignore("bos_token", "eos_token", "pad_token", "mask_token", "mask_token_id", "auto_map", "pretraining_tp")
+    reader.ignore("bos_token", "eos_token", "pad_token", "mask_token", "auto_map", "pretraining_tp")
     reader.require(is_decoder=False, add_cross_attention=False, is_causal=False, hidden_dropout=0.0)
     bias, pooling = reader.read("mlp_bias"), reader.choose("classifier_pooling", POOLING)
-    labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
+    labels = bert_like.read_labels(reader, parts)
     available = {
         "masked_lm": MaskedLMPart(None, reader.read("tie_word_embeddings"), unembed_bias=bias),
         "sequence_classification": SequenceClassificationPart(

@@ -5,22 +5,12 @@ from typing import Any
 import encoderlens.families.bert_like as bert_like
 from encoderlens.config import EncoderConfig, PreLNPart
 from encoderlens.families.family import ConfigReader, Family
-from encoderlens.weights import block, norm
+from encoderlens.weights import norm
 
 BASE = "bert."
 ENCODER = (
     *bert_like.embedding_rows(BASE),
-    *block(
-        f"{BASE}encoder.layer.{{l}}",
-        ln1="attention.ln",
-        q="attention.self.query",
-        k="attention.self.key",
-        v="attention.self.value",
-        o="attention.output.dense",
-        ln2="ln",
-        input="intermediate.dense",
-        output="output.dense",
-    ),
+    *bert_like.block_rows(BASE, ln1="attention.ln", ln2="ln"),
     *norm(f"{BASE}encoder.ln", "ln_final"),
 )
 

@@ -53,7 +53,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
     ones. ``sparse_prediction`` leaves out logits that the loss does not read, and so changes no loss.
     """
     reader.ignore("global_attn_every_n_layers", "sparse_prediction", "deterministic_flash_attn", "repad_logits_with_grad")
-    reader.ignore("cls_token_id", "initializer_cutoff_factor", "layer_norm_eps")  # of no class
+    reader.ignore("initializer_cutoff_factor", "layer_norm_eps")  # of no class
     if reader.read("position_embedding_type", "absolute") not in ("absolute", "sans_pos"):  # both say that there is no table
         raise reader.refusal("position_embedding_type", "'absolute' or 'sans_pos'")
     reader.require(is_decoder=False, add_cross_attention=False, is_causal=False, causal_mask=False)
@@ -105,7 +105,7 @@ def read_heads(reader: ConfigReader, declared: tuple[str, ...], parts: frozenset
     act_fn, bias, dropout = (reader.read(f"classifier_{key}") for key in ("activation", "bias", "dropout"))
     pooled = PreClassifierPart(act_fn, reader.choose("classifier_pooling", POOLING), normed=True, bias=bias)
     every = PreClassifierPart(act_fn, "every", normed=True, bias=bias)
-    labels = reader.labels() if parts & {"sequence_classification", "token_classification"} else ()
+    labels = bert_like.read_labels(reader, parts)
     available = {
         "masked_lm": MaskedLMPart(act_fn, reader.read("tie_word_embeddings"), bias, reader.read("decoder_bias")),
         "sequence_classification": SequenceClassificationPart(labels, reader.read("problem_type"), dropout, pooled),

@@ -52,7 +52,7 @@ def family(name: str, model_type: str, class_prefix: str) -> Family:
         model_type=model_type,
         classes=classes,
         base_prefix=BASE,
-        encoder_rows=(*bert_like.embedding_rows(BASE), *bert_like.post_ln_rows(BASE)),
+        encoder_rows=(*bert_like.embedding_rows(BASE), *bert_like.block_rows(BASE)),
         part_rows=bert_like.roberta_heads(BASE),
         ignored=bert_like.IGNORED,
         read_config=read,

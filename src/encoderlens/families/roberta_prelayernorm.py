@@ -6,22 +6,12 @@ import encoderlens.families.bert_like as bert_like
 import encoderlens.families.roberta as roberta
 from encoderlens.config import EncoderConfig, PreLNPart
 from encoderlens.families.family import ConfigReader, Family
-from encoderlens.weights import block, norm
+from encoderlens.weights import norm
 
 BASE = "roberta_prelayernorm."
 ENCODER = (
     *bert_like.embedding_rows(BASE),
-    *block(
-        f"{BASE}encoder.layer.{{l}}",
-        ln1="attention.LayerNorm",
-        q="attention.self.query",
-        k="attention.self.key",
-        v="attention.self.value",
-        o="attention.output.dense",
-        ln2="intermediate.LayerNorm",
-        input="intermediate.dense",
-        output="output.dense",
-    ),
+    *bert_like.block_rows(BASE, ln1="attention.LayerNorm", ln2="intermediate.LayerNorm"),
     *norm(f"{BASE}LayerNorm", "ln_final"),
 )
 
