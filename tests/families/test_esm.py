@@ -15,7 +15,6 @@ from encoderlens.analysis import contacts
 from encoderlens.components.rotary import RotaryFrequencies, frequencies
 from encoderlens.errors import AnalysisError, ConfigError, HookUnreachableError, TaskError, WeightsError
 from tests.checkpoints import assert_same_parameters, assert_same_tensors, edit_config, read_tensors, save_tiny, write_tensors
-from tests.families.sums import assert_everything_adds_up
 from tests.hooks import PRE_LN_BLOCK, ROTARY, assert_changed, declared, in_layers, norm, replaced
 from tests.parity import assert_gradient_parity, assert_parity, gradients, gradients_under_hf_names
 from tests.test_documented_hooks import MASKED_LM
@@ -392,17 +391,3 @@ def test_hooks_on_patterns_reach_the_contacts_and_heads_do_not_run_for_them(mask
     for name, run in (("unembed.hook_out", masked_lm.contacts), ("contact_head.hook_out", masked_lm)):
         with pytest.raises(HookUnreachableError, match=name), masked_lm.hooks([(name, lambda x, hook: x)]):
             run(tokens)
-
-
-# Sums
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("hf_class", CLASSES[1:])
-def test_everything_adds_up(hf_class: str, dtype: torch.dtype) -> None:
-    assert_everything_adds_up(hf_class, dtype)
-
-
-@pytest.mark.parametrize("variant", ["absolute", "absolute, a norm in front, another padding token"])
-def test_everything_adds_up_with_absolute_positions(variant: str) -> None:
-    assert_everything_adds_up("EsmForMaskedLM", torch.float64, **VARIANTS["esm"][variant])

@@ -14,7 +14,6 @@ from transformers import AutoModel, NomicBertConfig, NomicBertModel
 from encoderlens import HookedEncoder
 from encoderlens.errors import AnalysisError, ConfigError, WeightsError
 from tests.checkpoints import assert_same_parameters, assert_same_tensors, edit_config, save_tiny, write_tensors
-from tests.families.sums import assert_everything_adds_up
 from tests.hooks import POST_LN_BLOCK, ROTARY, assert_changed, declared, in_layers, norm, replaced
 from tests.parity import assert_parity
 from tests.test_documented_hooks import MASKED_LM
@@ -274,12 +273,3 @@ def test_a_hook_fires_and_what_it_returns_reaches_the_output(name: str, masked_l
     assert [found for found, _ in seen] == [name]
     with torch.no_grad():
         assert_changed(after, masked_lm(tokens))
-
-
-# Sums
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("hf_class", CLASSES[1:])
-def test_everything_adds_up(hf_class: str, dtype: torch.dtype) -> None:
-    assert_everything_adds_up(hf_class, dtype)
