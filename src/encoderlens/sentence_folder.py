@@ -53,10 +53,7 @@ def score_function(folder: Path | None, config: Mapping[str, Any]) -> str | None
     found = settings.get("activation_fn") or inside.get("activation_fn") or config.get("sbert_ce_default_activation_function")
     if found is None:
         return None
-    kind = str(found).rpartition(".")[2]
-    if kind not in _ACTIVATIONS:
-        raise ConfigError(f"{folder}: the activation function {found} is not implemented; {', '.join(_ACTIVATIONS)} are")
-    return _ACTIVATIONS[kind]
+    return _activation(folder or "the configuration", found)
 
 
 def module_folders(modules: Path) -> list[str]:
@@ -151,14 +148,11 @@ def _pooling(path: Path, has_prompt: bool) -> SentencePoolingPart:
 def _dense(path: Path, name: str) -> SentenceModulePart:
     values = _read(path)
     _check_names(path, values)
-    act_fn = str(values.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
-    if act_fn not in _ACTIVATIONS:
-        raise ConfigError(f"{path}: activation_function {act_fn} is not implemented; {', '.join(_ACTIVATIONS)} are")
     return SentenceDensePart(
         name,
         _size(path, values, "in_features"),
         _size(path, values, "out_features"),
-        _ACTIVATIONS[act_fn],
+        _activation(path, values.get("activation_function", "torch.nn.modules.activation.Tanh")),
         values.get("bias", True),
         values.get("use_residual", False),
     )
@@ -178,6 +172,14 @@ def _check_names(path: Path, values: Mapping[str, Any]) -> None:
     for key in ("module_input_name", "module_output_name"):
         if values.get(key) not in (None, "sentence_embedding"):
             raise ConfigError(f"{path}: {key}={values[key]!r} is not implemented; only 'sentence_embedding' is")
+
+
+def _activation(where: Path | str, name: Any) -> str:
+    """What an activation function of torch is called here."""
+    kind = str(name).rpartition(".")[2]
+    if kind not in _ACTIVATIONS:
+        raise ConfigError(f"{where}: the activation function {name} is not implemented; {', '.join(_ACTIVATIONS)} are")
+    return _ACTIVATIONS[kind]
 
 
 def _size(path: Path, values: Mapping[str, Any], key: str) -> int:

@@ -86,8 +86,7 @@ class WeightStacks(HookedRootModule):
 
     def per_head(self, name: Literal["W_K", "W_V", "b_K", "b_V"]) -> Float[Tensor, "layer head *d_model d_head"]:
         """Key or value weights, or biases, of all layers with one for each head, where heads share them: a copy."""
-        first = self._layers()[0].attn
-        return getattr(self, name).repeat_interleave(first.n_heads // first.n_kv_heads, 1)
+        return self._layers()[0].attn.per_head(getattr(self, name), 1)
 
     @property
     def QK(self) -> FactoredMatrix:

@@ -110,9 +110,9 @@ class Attention(Writer, Freezable):
         """What is added to the scores, of queries and keys that are placed; None for nothing."""
         return None
 
-    def per_head(self, grouped: KVHeadVectors) -> HeadVectors:
-        """Keys or values [... kv_head d_head] repeated, so that there is one for each head."""
-        return grouped if self.n_kv_heads == self.n_heads else grouped.repeat_interleave(self.n_heads // self.n_kv_heads, -2)
+    def per_head(self, grouped: Float[Tensor, "..."], dim: int = -2) -> Float[Tensor, "..."]:
+        """Keys or values [... kv_head d_head], or whatever counts ``kv_head`` along ``dim``, repeated: one for each head."""
+        return grouped if self.n_kv_heads == self.n_heads else grouped.repeat_interleave(self.n_heads // self.n_kv_heads, dim)
 
     def check_bilinear(self) -> None:
         """Refuse to say that scores are ``x_query W_Q W_K^T x_key`` and constants, where they are not.

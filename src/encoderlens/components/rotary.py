@@ -75,8 +75,7 @@ class RotaryAttention(Attention):
         a key that lies so many positions after it is ``x_query QK x_key``, if it is not beyond the window.
         """
         angles = distance * self.frequencies(self.q.weight.device)
-        W_K = self.W_K.repeat_interleave(self.n_heads // self.n_kv_heads, 0)
-        return FactoredMatrix(_turned(self.W_Q, (angles.cos(), (-angles).sin())), W_K.mT)
+        return FactoredMatrix(_turned(self.W_Q, (angles.cos(), (-angles).sin())), self.per_head(self.W_K, 0).mT)
 
 
 class RotaryFrequencies(nn.Module):

@@ -21,14 +21,18 @@ class AttentionPart(Part):
 
     def check(self) -> None:
         super().check()
-        n_kv_heads = self.arguments()["n_kv_heads"]
+        n_kv_heads = self.kv_heads
         check_size("n_kv_heads", n_kv_heads)
         if self.n_heads % n_kv_heads:
             raise ConfigError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={n_kv_heads}")
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
     def arguments(self) -> dict[str, Any]:
-        arguments = super().arguments()
-        return arguments | {"n_kv_heads": self.n_heads if self.n_kv_heads is None else self.n_kv_heads}
+        return super().arguments() | {"n_kv_heads": self.kv_heads}
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class EncoderConfig:
 
     @property
     def n_kv_heads(self) -> int:
-        return self.attention.arguments()["n_kv_heads"]
+        return self.attention.kv_heads
 
     @property
     def d_embed(self) -> int:
