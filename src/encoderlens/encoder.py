@@ -170,13 +170,20 @@ class Encoder(WeightStacks, ABC):
     @property
     def task(self) -> str | None:
         """The head that ``return_type="logits"`` runs; None without one. Assign another task of ``heads`` to switch."""
-        return self._task
+        chosen = self.run_state.tasks
+        return chosen[-1] if chosen else self._task
 
     @task.setter
     def task(self, task: str | None) -> None:
+        self._check_task(task)
+        if self.run_state.tasks:
+            self.run_state.tasks[-1] = task
+        else:
+            self._task = task
+
+    def _check_task(self, task: str | None) -> None:
         if task is not None and task not in self.heads:
             raise TaskError(f"the model has no {task!r} head; its heads: {self.head_names()}{did_you_mean(task, self.heads)}")
-        self._task = task
 
     def head_names(self) -> str:
         """The tasks of the heads, for messages."""
@@ -205,12 +212,18 @@ class Encoder(WeightStacks, ABC):
 
     @contextmanager
     def use_task(self: AnyEncoder, task: str) -> Iterator[AnyEncoder]:
-        """Context in which another head runs."""
-        before, self.task = self._task, task
+        """Context in which another head runs, in this thread.
+
+        Raises:
+            TaskError: for a head that the model does not have.
+        """
+        self._check_task(task)
+        chosen = self.run_state.tasks
+        chosen.append(task)
         try:
             yield self
         finally:
-            self._task = before
+            chosen.pop()
 
     def default_hook_names(self) -> list[str]:
         return [name for name, point in self.hook_dict.items() if point.on_demand is None or getattr(self.cfg, point.on_demand)]
@@ -288,9 +301,9 @@ class Encoder(WeightStacks, ABC):
 
     def _shortened(self, plan: RunPlan) -> RunPlan:
         """With nothing to return, stop after the last block that has a hook, unless gradients flow back through all."""
-        if any(point.bwd_hooks for point in self.hook_points()):
+        if any(point.awaiting("bwd") for point in self.hook_points()):
             return plan
-        hooked = [name for name, point in self.hook_dict.items() if point.fwd_hooks]
+        hooked = [name for name, point in self.hook_dict.items() if point.awaiting("fwd")]
         if plan.finishes and any(name.startswith("ln_final.") for name in hooked):
             return plan
         last = max((layer for layer in map(block_of, hooked) if layer is not None), default=-1)

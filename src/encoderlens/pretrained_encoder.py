@@ -1,7 +1,7 @@
 """PretrainedEncoder: making hooked encoders from configurations, checkpoints and Hugging Face models, and giving these back."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, InputError
+from encoderlens.run_state import Run
 from encoderlens.slices import Slice
 
 
@@ -63,15 +64,21 @@ class PretrainedEncoder(Encoder):
         return super().run_with_cache(*model_args, pos_slice=pos_slice, **at, **kwargs)
 
     def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool, pos_slice: Slice) -> ActivationCache:
-        tokens, sequence = self.run_state.tokens, self.run_state.sequence
-        mask = None if sequence is None else sequence.mask
-        tokens, mask = (
-            None if beside is None else pos_slice.apply(beside if has_batch_dim else beside[0], -1) for beside in (tokens, mask)
-        )
-        positions = None if sequence is None or pos_slice.selects_all else pos_slice.indices(sequence.pos)
-        times = None if sequence is None else self.position_times(sequence.pos)
-        times = None if times is None else torch.atleast_1d(pos_slice.apply(times))
-        return ActivationCache(cache, self, has_batch_dim, tokens, mask, positions, times)
+        """The activations of the run that has just ended, with the batch that it read."""
+        run = cast(Run, self.run_state.last)
+        n_positions = run.sequence.pos
+
+        def beside(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            return pos_slice.apply(tensor if has_batch_dim else tensor[0], -1).clone()
+
+        positions = None if pos_slice.selects_all else pos_slice.indices(n_positions)
+        times = self.position_times(n_positions)
+        if times is not None:
+            times = torch.atleast_1d(pos_slice.apply(times))
+        mask = beside(run.sequence.mask)
+        return ActivationCache(cache, self, has_batch_dim, beside(run.tokens), mask, positions, times)
 
     def position_times(self, n_positions: int) -> Tensor | None:
         """The time of each position in seconds, of models that read waveforms."""
