@@ -18,9 +18,11 @@ from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
+from encoderlens.devices import check_move, device_named
 from encoderlens.errors import ConfigError, InputError, TaskError
 from encoderlens.hook_points import HookPoint
 from encoderlens.names import block_of, did_you_mean
+from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
 from encoderlens.weight_stacks import WeightStacks
@@ -147,7 +149,7 @@ class Encoder(WeightStacks, ABC):
         if not isinstance(seed, int | None):
             raise ConfigError(f"seed is {seed!r}; it must be a whole number")
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-        generator = torch.Generator(self.cfg.device).manual_seed(seed)
+        generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.ndim == 1:
@@ -449,12 +451,17 @@ class Encoder(WeightStacks, ABC):
     # Moving
 
     def to(self: AnyEncoder, *args: Any, device_or_dtype: Any = None, print_details: bool = True, **kwargs: Any) -> AnyEncoder:
-        """Every form of ``torch.nn.Module.to``. ``print_details`` prints where the model is now, in one line."""
+        """Every form of ``torch.nn.Module.to``. ``print_details`` prints where the model is now, in one line.
+
+        Raises:
+            DeviceError: for a device that is not there.
+            ConfigError: for a dtype that no model computes in.
+        """
         if device_or_dtype is not None:
             args = (device_or_dtype, *args)
         if len(args) == 2 and isinstance(args[1], bool) and isinstance(args[0], str | torch.device):
             args, print_details = args[:1], args[1]
-        super().to(*args, **kwargs)
+        super().to(*map(_destination, args), **{name: _destination(value) for name, value in kwargs.items()})
         if print_details:
             print(f"{type(self).__name__} is on {self.cfg.device} in {str(self.cfg.dtype).removeprefix('torch.')}")
         return self
@@ -462,6 +469,18 @@ class Encoder(WeightStacks, ABC):
     def mps(self: AnyEncoder) -> AnyEncoder:
         """Move to Apple's GPU."""
         return self.to("mps", print_details=False)
+
+    def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
+        model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
+        return super()._apply(fn, recurse)
+
+
+def _destination(value: Any) -> Any:
+    """An argument of ``to``, checked if it is a device or a dtype."""
+    if isinstance(value, torch.dtype):
+        return model_dtype(value)
+    is_device = isinstance(value, str | int | torch.device) and not isinstance(value, bool)
+    return device_named(value, empty=True) if is_device else value
 
 
 def _build_norm(cfg: EncoderConfig, d_model: int | None = None, width: str = "d_model", rows: str = "batch pos") -> ScaledNorm:

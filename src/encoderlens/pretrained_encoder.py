@@ -10,8 +10,10 @@ from encoderlens import conversion, loading
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest
+from encoderlens.devices import device_named
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, InputError
+from encoderlens.precision import model_dtype
 from encoderlens.run_state import Run
 from encoderlens.slices import Slice
 
@@ -27,8 +29,8 @@ class PretrainedEncoder(Encoder):
         dtype: torch.dtype | None,
         init_weights: bool,
     ) -> None:
-        wanted = loading.device_named(device or request.device) if move_to_device else torch.device("cpu")
-        super().__init__(request.encoder, wanted, _float_dtype(dtype or request.dtype))
+        wanted = place_of(request.device if device is None else device, move_to_device, empty=not init_weights)
+        super().__init__(request.encoder, wanted, dtype_of(dtype, request.dtype))
         for flag, value in request.flags.items():
             setattr(self.cfg, flag, value)
         if init_weights:
@@ -105,7 +107,22 @@ def plain_request(cfg: Any) -> ModelRequest:
     return ModelRequest(cfg, None, torch.float32, None, None, {})
 
 
-def _float_dtype(dtype: torch.dtype) -> torch.dtype:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype={dtype!r}; a model's dtype is torch.float32, float16, bfloat16 or float64")
-    return dtype
+def place_of(device: Any, move_to_device: bool, empty: bool = False) -> torch.device:
+    """Where a new model's parameters are: on the device that is asked for, or on the CPU if it shall not move.
+
+    Args:
+        empty: the parameters need not hold numbers, so that torch's "meta" device will do.
+
+    Raises:
+        DeviceError: for a device that is not there.
+    """
+    return device_named(device, empty=empty) if move_to_device else torch.device("cpu")
+
+
+def dtype_of(*asked: Any) -> torch.dtype:
+    """The first dtype that is given, float32 without one.
+
+    Raises:
+        ConfigError: for a dtype that no model computes in.
+    """
+    return model_dtype(next((dtype for dtype in asked if dtype is not None), torch.float32))
