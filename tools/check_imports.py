@@ -11,7 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "src" / "encoderlens"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "shapes", "names", "slices", "precision", "devices"),
+    ("errors", "shapes", "names", "slices", "precision", "devices", "memory", "fingerprint"),
     ("sequence", "batch", "run_state", "hook_points", "hooked_root_module", "factored_matrix", "config", "config_from_dict"),
     ("components",),
     ("tensor_source", "weights", "families", "sentence_folder", "loading", "text_input", "audio"),

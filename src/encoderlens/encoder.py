@@ -1,6 +1,7 @@
 """Encoder: what the hooked text and audio encoders share: blocks, heads, planned runs, their place on the stream, moving."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
 from encoderlens.devices import check_move, device_named
 from encoderlens.errors import ConfigError, InputError, TaskError
-from encoderlens.hook_points import HookPoint
+from encoderlens.hook_points import CachingHook, HookPoint
+from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, did_you_mean
 from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
@@ -30,6 +32,7 @@ from encoderlens.weights import LoadReport
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 ReturnType = Literal["logits", "predictions", "hidden", "loss", "embedding"]
+SMALL_CACHE = 64 * 2**20  # bytes, for which free memory is not looked up
 RETURN_TYPES = ("logits", "predictions", "hidden", "loss", "embedding", None)
 
 
@@ -88,6 +91,7 @@ class Encoder(WeightStacks, ABC):
         sentence_embedding: how it makes one vector of a text; None for a model that is no sentence encoder.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
+        moves: how often it was moved or cast.
     """
 
     ln_final: ScaledNorm | None
@@ -102,6 +106,7 @@ class Encoder(WeightStacks, ABC):
         self._task = next(iter(self.heads), None)
         self.hf_config: dict[str, Any] = {}
         self.load_report = LoadReport()
+        self.moves = 0
         self.setup()
 
     def _make(self, cfg: EncoderConfig) -> None:
@@ -331,13 +336,16 @@ class Encoder(WeightStacks, ABC):
             at: positions whose logits are wanted, of a head that has logits for every position; None for all.
 
         Raises:
-            InputError: before anything runs, for labels that do not fit, and for input without what predictions need.
+            InputError: before anything runs, for labels that do not fit, for input without what predictions need, and for a
+                cache that would not fit into memory.
         """
         readout, head = plan.head, plan.head if isinstance(plan.head, Head) else None
         if head is not None and labels is not None:
             head.check_labels(labels, batch.sequence)
         if head is not None and plan.returns == "predictions":
             head.check_input(batch)
+        if self.context_level:
+            self._check_cache_fits(plan, batch)
         with self.run_state.run(batch.sequence, batch.token_ids):
             resid = self.run_blocks(first(), plan, batch.sequence)
             if readout is None or plan.returns is None:
@@ -349,6 +357,42 @@ class Encoder(WeightStacks, ABC):
                 return head.loss(outputs, labels.to(outputs.device), batch.sequence)
             decoded = head.decode(outputs, batch)
             return head.decode_one(decoded[0]) if batch.single else decoded
+
+    def _check_cache_fits(self, plan: RunPlan, batch: Batch) -> None:
+        """Refuse a run whose caches would take more memory than is free.
+
+        Raises:
+            InputError: with the remedies.
+        """
+        needed: Counter[torch.device] = Counter()
+        for name, point in self.hook_dict.items():
+            if not plan.reaches(name):
+                continue
+            for handle in (*point.awaiting("fwd"), *point.awaiting("bwd")):
+                if isinstance(handle.user_hook, CachingHook):
+                    device = torch.device(handle.user_hook.device or self.cfg.device)
+                    sizes = self.axis_sizes(name, batch)
+                    needed[device] += handle.user_hook.kept_bytes(point, sizes, self.cfg.dtype)
+        for device, size in needed.items():
+            free = free_bytes(device) if size > SMALL_CACHE else None
+            if free is not None and size > free:
+                raise InputError(
+                    f"the cache of this run would take about {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on "
+                    f"{device}: keep some activations (names_filter=) or positions (pos_slice=) only, or fewer bits "
+                    "(dtype=torch.bfloat16), or keep them on another device (device=), or run fewer or shorter inputs"
+                )
+
+    def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
+        """How long the axes of a hook point are in a run.
+
+        Args:
+            name: of the hook point.
+            batch: what is read.
+        """
+        cfg, sequence = self.cfg.encoder, batch.sequence
+        sizes = {"batch": sequence.batch, "pos": sequence.pos, "query": sequence.pos, "key": sequence.pos}
+        sizes |= {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads, "d_head": cfg.d_head, "d_model": cfg.d_model}
+        return sizes | {"d_mlp": cfg.d_mlp, "d_embed": cfg.d_embed, "d_vocab": cfg.d_vocab_out or 1}
 
     def run_blocks(self, resid: Resid, plan: RunPlan, sequence: Sequence) -> Resid:
         """The stream after the last block that runs, through any final norm; or the sum of streams that the head reads."""
@@ -472,6 +516,7 @@ class Encoder(WeightStacks, ABC):
 
     def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
         model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
+        self.moves += 1
         return super()._apply(fn, recurse)
 
 

@@ -23,6 +23,7 @@ from encoderlens.audio.processor import (
     tokenizer_in,
 )
 from encoderlens.audio.reader import AudioReader, are_frames
+from encoderlens.batch import Batch
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
@@ -234,6 +235,14 @@ class HookedAudioEncoder(PretrainedEncoder):
 
     def position_times(self, n_positions: int) -> Float[Tensor, " pos"]:
         return self.frame_times(n_positions)
+
+    def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
+        sizes = super().axis_sizes(name, batch)
+        if not name.startswith("frontend.") or not isinstance(batch, AudioBatch) or batch.waves is None:
+            return sizes
+        n_convs = int(name.split(".")[1]) + 1
+        n_frames = self.frontend_part.frames_after(n_convs, batch.waves.shape[1])
+        return sizes | {"frame": n_frames, "channel": self.frontend_part.channels[n_convs - 1]}
 
     # Running
 
