@@ -614,7 +614,7 @@ def test_hooks_that_are_no_pairs(bert, unchecked, kwargs, message):
 
 
 def test_other_mistakes_are_named(bert, unchecked):
-    with pytest.raises(InputError, match="dtype='float16'; give a floating-point torch.dtype"):
+    with pytest.raises(InputError, match=r"dtype='float16'; give a floating-point torch\.dtype"):
         bert.run_with_cache(TOKENS, dtype="float16")
     with pytest.raises(HookNameError, match="'fwd', 'bwd' or 'both', not 'sideways'"):
         bert.list_hooks(dir="sideways")

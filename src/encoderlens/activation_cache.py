@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -280,6 +281,7 @@ class ActivationCache(CachedRun):
         Raises:
             InputError: for a stack of other sequences or positions than these.
         """
+        _check_stack(residual_stack)
         sequences = self._sequences(batch_slice, has_batch_dim)
         stack = residual_stack if sequences.selects_all or not has_batch_dim else sequences.apply(residual_stack, 1)
         norm = self.model.norm_in_front(self._layer(layer, mlp_input), mlp_input)
@@ -326,6 +328,7 @@ class ActivationCache(CachedRun):
             InputError: for a target that is not there; a stack of other sequences or positions than these; positions for a
                 head that reads a whole sequence.
         """
+        _check_stack(residual_stack)
         window, sequences = as_slice(pos_slice), self._sequences(batch_slice, has_batch_dim)
         head, linear = self._linear_head(tokens, incorrect_tokens, window)
         stack = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
@@ -382,7 +385,7 @@ class ActivationCache(CachedRun):
 
     def _targets(self, head: Head, tokens: Any, shape: torch.Size) -> Int[Tensor, "batch *pos"]:
         model = self.model
-        tokens = torch.as_tensor(tokens) if isinstance(tokens, list | tuple) else tokens
+        tokens = _as_tensor(tokens) if isinstance(tokens, list | tuple | np.ndarray) else tokens
         if not isinstance(tokens, Tensor) or tokens.ndim == 0:
             single = tokens.item() if isinstance(tokens, Tensor) else tokens
             return torch.full(shape, head.output_index(single, model.tokenizer), device=model.cfg.device)
@@ -507,6 +510,22 @@ class ActivationCache(CachedRun):
         elif not window.selects_all:
             rows = window.apply(rows, 1)
         return sequences.apply(rows) if self.has_batch_dim else rows[0]
+
+
+def _as_tensor(tokens: Any) -> Tensor:
+    try:
+        return torch.as_tensor(tokens)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            "tokens are a list with words in it, or of lists of different lengths; give one token for all, or whole numbers "
+            "[batch] or [batch pos]"
+        ) from error
+
+
+def _check_stack(stack: Any) -> None:
+    if not isinstance(stack, Tensor) or not stack.is_floating_point():
+        found = str(stack.dtype).removeprefix("torch.") if isinstance(stack, Tensor) else f"a {type(stack).__name__}"
+        raise InputError(f"the stack is {found}; it is a tensor of floating-point numbers [component batch pos d_model]")
 
 
 def _check_rows(stack: Stack, rows: tuple[int, ...]) -> None:
