@@ -440,8 +440,7 @@ def test_copies_drop_hooks_and_contexts_and_share_a_new_run_state(request, which
     assert twin.context_level == 0
     assert all(point.ctx == {} for point in twin.hook_points())
     assert twin.run_state is not model.run_state
-    assert twin.run_state.sequence is None
-    assert twin.run_state.tokens is None
+    assert twin.run_state.last is None
     assert list(twin.hook_dict) == list(model.hook_dict)
     for key, point in twin.hook_dict.items():
         assert point is twin.get_submodule(key)

@@ -18,9 +18,11 @@ from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
+from encoderlens.devices import check_move, device_named
 from encoderlens.errors import ConfigError, InputError, TaskError
 from encoderlens.hook_points import HookPoint
 from encoderlens.names import block_of, did_you_mean
+from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
 from encoderlens.weight_stacks import WeightStacks
@@ -147,7 +149,7 @@ class Encoder(WeightStacks, ABC):
         if not isinstance(seed, int | None):
             raise ConfigError(f"seed is {seed!r}; it must be a whole number")
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-        generator = torch.Generator(self.cfg.device).manual_seed(seed)
+        generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.ndim == 1:
@@ -170,13 +172,20 @@ class Encoder(WeightStacks, ABC):
     @property
     def task(self) -> str | None:
         """The head that ``return_type="logits"`` runs; None without one. Assign another task of ``heads`` to switch."""
-        return self._task
+        chosen = self.run_state.tasks
+        return chosen[-1] if chosen else self._task
 
     @task.setter
     def task(self, task: str | None) -> None:
+        self._check_task(task)
+        if self.run_state.tasks:
+            self.run_state.tasks[-1] = task
+        else:
+            self._task = task
+
+    def _check_task(self, task: str | None) -> None:
         if task is not None and task not in self.heads:
             raise TaskError(f"the model has no {task!r} head; its heads: {self.head_names()}{did_you_mean(task, self.heads)}")
-        self._task = task
 
     def head_names(self) -> str:
         """The tasks of the heads, for messages."""
@@ -205,12 +214,18 @@ class Encoder(WeightStacks, ABC):
 
     @contextmanager
     def use_task(self: AnyEncoder, task: str) -> Iterator[AnyEncoder]:
-        """Context in which another head runs."""
-        before, self.task = self._task, task
+        """Context in which another head runs, in this thread.
+
+        Raises:
+            TaskError: for a head that the model does not have.
+        """
+        self._check_task(task)
+        chosen = self.run_state.tasks
+        chosen.append(task)
         try:
             yield self
         finally:
-            self._task = before
+            chosen.pop()
 
     def default_hook_names(self) -> list[str]:
         return [name for name, point in self.hook_dict.items() if point.on_demand is None or getattr(self.cfg, point.on_demand)]
@@ -288,9 +303,9 @@ class Encoder(WeightStacks, ABC):
 
     def _shortened(self, plan: RunPlan) -> RunPlan:
         """With nothing to return, stop after the last block that has a hook, unless gradients flow back through all."""
-        if any(point.bwd_hooks for point in self.hook_points()):
+        if any(point.awaiting("bwd") for point in self.hook_points()):
             return plan
-        hooked = [name for name, point in self.hook_dict.items() if point.fwd_hooks]
+        hooked = [name for name, point in self.hook_dict.items() if point.awaiting("fwd")]
         if plan.finishes and any(name.startswith("ln_final.") for name in hooked):
             return plan
         last = max((layer for layer in map(block_of, hooked) if layer is not None), default=-1)
@@ -436,12 +451,17 @@ class Encoder(WeightStacks, ABC):
     # Moving
 
     def to(self: AnyEncoder, *args: Any, device_or_dtype: Any = None, print_details: bool = True, **kwargs: Any) -> AnyEncoder:
-        """Every form of ``torch.nn.Module.to``. ``print_details`` prints where the model is now, in one line."""
+        """Every form of ``torch.nn.Module.to``. ``print_details`` prints where the model is now, in one line.
+
+        Raises:
+            DeviceError: for a device that is not there.
+            ConfigError: for a dtype that no model computes in.
+        """
         if device_or_dtype is not None:
             args = (device_or_dtype, *args)
         if len(args) == 2 and isinstance(args[1], bool) and isinstance(args[0], str | torch.device):
             args, print_details = args[:1], args[1]
-        super().to(*args, **kwargs)
+        super().to(*map(_destination, args), **{name: _destination(value) for name, value in kwargs.items()})
         if print_details:
             print(f"{type(self).__name__} is on {self.cfg.device} in {str(self.cfg.dtype).removeprefix('torch.')}")
         return self
@@ -449,6 +469,18 @@ class Encoder(WeightStacks, ABC):
     def mps(self: AnyEncoder) -> AnyEncoder:
         """Move to Apple's GPU."""
         return self.to("mps", print_details=False)
+
+    def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
+        model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
+        return super()._apply(fn, recurse)
+
+
+def _destination(value: Any) -> Any:
+    """An argument of ``to``, checked if it is a device or a dtype."""
+    if isinstance(value, torch.dtype):
+        return model_dtype(value)
+    is_device = isinstance(value, str | int | torch.device) and not isinstance(value, bool)
+    return device_named(value, empty=True) if is_device else value
 
 
 def _build_norm(cfg: EncoderConfig, d_model: int | None = None, width: str = "d_model", rows: str = "batch pos") -> ScaledNorm:

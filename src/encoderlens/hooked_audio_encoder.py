@@ -27,7 +27,7 @@ from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
 from encoderlens.linearised import require_eval
-from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
+from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
 
@@ -104,6 +104,8 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
         """
+        place = place_of(device, move_to_device)
+        wanted = dtype_of(torch_dtype, dtype)
         checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
         loading.check_modality(checkpoint.family.modality, "audio", checkpoint.where)
         encoder = conversion.read_config(checkpoint)
@@ -111,7 +113,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             name = None if model_name is None else str(model_name)
             default = default_processor(cast(FrontendPart, encoder.frontend))
             processor = loading.processor_of(checkpoint, name, revision, default)
-        model = cls(encoder, move_to_device, processor=processor, device=device, dtype=torch_dtype or dtype, init_weights=False)
+        model = cls(encoder, processor=processor, device=place, dtype=wanted, init_weights=False)
         conversion.fill(model, checkpoint)
         return model.eval()
 

@@ -8,8 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
 from encoderlens.families import REGISTRY, family_of
@@ -407,28 +405,6 @@ def tokenizer_named(name: str) -> Any:
     if tokenizer is None:
         raise CheckpointNotFoundError(f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
     return tokenizer
-
-
-def device_named(device: Any) -> torch.device:
-    """A device that is there; the default one for None.
-
-    Raises:
-        ConfigError: for what torch does not know as a device, or does not find on this machine.
-    """
-    if device is None:
-        return default_device()
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device={device!r} is no device that torch knows: {str(error).splitlines()[0]}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device!r}, but torch sees no CUDA GPU here; leave device out, or use 'cpu'")
-    return found
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def hf_config(model_type: str, values: Mapping[str, Any]) -> Any:

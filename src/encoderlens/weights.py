@@ -209,6 +209,8 @@ def apply(
             tensors that share a parameter but differ.
     """
     parameters, rows = tensors_of(model), present(rows, model)
+    if any(parameter.is_meta for parameter in parameters.values()):
+        raise WeightsError("the model is on the meta device, which holds no numbers: make it on another one, such as 'cpu'")
     found = [(row, find(row, source.tensors, base_prefix)) for row in rows]
     used = {piece.name for _, piece in found if piece is not None}
     skipped = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in ignored)]
