@@ -213,10 +213,10 @@ def test_untied_model_loads_both_and_gives_the_same_logits(tmp_path: Path):
     assert list(model.load_report.spare) == ["cls.predictions.bias"], "Hugging Face's model keeps it, and reads decoder.bias"
     tokens = tiny_batch()["tokens"]
     theirs = hf_model(tokens).logits
-    assert (model(tokens) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(model(tokens), theirs)
     back = model.to_hf()
     assert back.config.tie_word_embeddings is False
-    assert (back(tokens).logits - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(back(tokens).logits, theirs)
 
 
 def test_untied_model_with_one_bias(tmp_path: Path):
@@ -277,7 +277,7 @@ def test_a_checkpoint_carries_every_head_that_it_holds(folder: Path, saved: Call
     hf_model, batch = saved("BertForPreTraining")[0], tiny_batch()
     theirs = hf_model(batch["tokens"], token_type_ids=batch["types"]).seq_relationship_logits
     ours = model.next_sentence(batch["tokens"], token_type_ids=batch["types"])
-    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_encoder_of_a_class_that_is_not_supported(tmp_path: Path, caplog: pytest
     batch = tiny_batch()
     theirs = hf_model.bert(batch["tokens"], token_type_ids=batch["types"]).last_hidden_state
     ours = model(batch["tokens"], token_type_ids=batch["types"])
-    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(ours, theirs)
     assert torch.equal(model.pooler.dense.weight, hf_model.bert.pooler.dense.weight)
 
 
@@ -597,7 +597,7 @@ def test_context_can_be_cut(saved: Callable):
     assert back.config.max_position_embeddings == 12
     assert torch.equal(back.bert.embeddings.position_embeddings.weight, full.W_pos[:12])
     theirs = back(batch["tokens"]).prediction_logits
-    assert (short(batch["tokens"]) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(short(batch["tokens"]), theirs)
 
 
 @pytest.mark.parametrize("n_ctx", [0, 38, -1])
@@ -850,6 +850,7 @@ MEMORY_SCRIPT = """
 import gc, json, sys
 import torch
 from encoderlens import HookedEncoder, loading
+from tests.parity import assert_parity
 
 def resident(kind):
     with open("/proc/self/status") as status:

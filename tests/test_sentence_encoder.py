@@ -28,7 +28,7 @@ from encoderlens.errors import (
     WeightsError,
 )
 from tests.checkpoints import assert_same_tensors, edit_config, edit_tensors
-from tests.parity import assert_parity
+from tests.parity import assert_changed, assert_parity
 from tests.sentences import LONG, TEXTS, edit_json, edit_modules, encoded, load, save_encoder, save_transformer
 from tests.tiny import tiny_batch, tiny_hf
 
@@ -211,7 +211,7 @@ def test_prompts(modules: Any, transformer: Path, tmp_path: Path) -> None:
     assert_parity(model(TEXTS).detach(), encoded(reference, prompt_name="passage"))
     model.prompt = ""
     assert_parity(model(TEXTS).detach(), encoded(reference, prompt=""))
-    assert (model(TEXTS) - encoded(reference)).abs().max() > 1e-3, "the prompt makes a difference"
+    assert_changed(model(TEXTS), encoded(reference))  # the prompt makes a difference
 
 
 def test_a_model_without_a_prompt(usual: tuple[Any, Path], bert: HookedEncoder) -> None:
