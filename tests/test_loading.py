@@ -855,7 +855,9 @@ def test_shards_of_a_module_are_fetched(remote: tuple[Path, list[str]]):
 def test_a_cross_encoder_s_settings_are_fetched(remote: tuple[Path, list[str]]):
     there, fetched = remote
     save_tiny("BertForSequenceClassification", there, num_labels=1)
-    (there / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "some.Transformer"}]')
+    (there / "modules.json").write_text(
+        '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
+    )
     name = "config_sentence_transformers.json"
     (there / name).write_text('{"activation_fn": "torch.nn.modules.activation.Sigmoid"}')
     model = load(REPO)
