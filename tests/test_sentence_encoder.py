@@ -445,12 +445,9 @@ def with_values(path: str, **values: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / path, **values)
 
 
-def with_type(index: int, kind: str) -> Callable[[Path], None]:
+def with_type(index: int, kind: str, package: str = "sentence_transformers.models") -> Callable[[Path], None]:
     def change(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            entry | ({"type": kind if "." in kind else f"sentence_transformers.models.{kind}"} if entry["idx"] == index else {})
-            for entry in entries
-        ]
+        return [entry | ({"type": f"{package}.{kind}"} if entry["idx"] == index else {}) for entry in entries]
 
     return lambda folder: edit_modules(folder, change)
 
@@ -461,13 +458,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "unknown module": (with_type(2, "LSTM"), ConfigError, r"modules\.json: the module LSTM is not implemented; .* Dense, "),
     "unknown first module": (with_type(0, "WordEmbeddings"), ConfigError, r"modules\.json: the first module is WordEmbeddings"),
     "no pooling": (with_type(1, "CNN"), ConfigError, r"modules\.json: Transformer is followed by CNN; only Pooling"),
-    "code of its own in front": (
-        with_type(0, "custom_st.Transformer"),
+    "code of its own": (with_type(0, "Transformer", "own"), ConfigError, r"the first module is own\.Transformer; only Trans"),
+    "pooling of its own": (
+        with_type(1, "Pooling", "own"),
         ConfigError,
-        "the first module is custom_st.Transformer",
+        r"Transformer is followed by own\.Pooling; only Pooling",
     ),
-    "pooling of its own": (with_type(1, "own.Pooling"), ConfigError, r"Transformer is followed by own\.Pooling; only Pooling"),
-    "a layer of its own": (with_type(2, "own.Dense"), ConfigError, r"the module own\.Dense is not implemented"),
+    "a layer of its own": (with_type(2, "Dense", "own"), ConfigError, r"the module own\.Dense is not implemented"),
     "no list of modules": (with_text("modules.json", "{}"), ConfigError, r"modules\.json is no list of modules"),
     "an empty list": (with_text("modules.json", "[]"), ConfigError, r"modules\.json is no list of modules"),
     "a module without a path": (

@@ -1,6 +1,5 @@
-"""Checkpoints that say BERT and come with code of their own, as jina-embeddings-v2 does for ALiBi positions: never plain BERT."""
+"""Checkpoints that say BERT and come with code of their own, as jina-embeddings-v2 does for ALiBi positions."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from encoderlens import HookedEncoder
 from encoderlens.errors import ConfigError, UnknownArchitectureError, WeightsError
-from tests.checkpoints import SAFETENSORS, edit_config, read_config, read_tensors, write_tensors
+from tests.checkpoints import edit_config, read_config, read_tensors, write_tensors
 from tests.sentences import write_encoder
 from tests.tiny import TEXT
 
@@ -99,9 +98,7 @@ def test_inside_a_sentence_encoder(values: dict[str, Any], task: str | None, tmp
 
 def test_families_that_transformers_took_over_from_such_code_load(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("NomicBertForMaskedLM")
-    edit_config(
-        folder, auto_map={"AutoModelForMaskedLM": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertForPreTraining"}
-    )
+    edit_config(folder, auto_map={"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"})
     assert HookedEncoder.from_pretrained(folder, device="cpu").task == "masked_lm"
 
 
