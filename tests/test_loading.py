@@ -600,6 +600,24 @@ def test_context_can_be_cut(saved: Callable):
     assert_parity(short(batch["tokens"]), theirs)
 
 
+@pytest.mark.parametrize("hf_class", ["BertModel", "RobertaModel", "EsmModel"])
+def test_a_table_of_positions_that_is_longer_than_its_configuration_says(hf_class: str, tmp_path: Path):
+    """Only ``n_ctx`` may leave out positions, and the error says which one would."""
+    hf_model = save_tiny(hf_class, tmp_path, position_embedding_type="absolute")
+    rows = hf_model.config.max_position_embeddings
+    skipped = rows - load(hf_model).cfg.n_ctx
+    edit_config(tmp_path, max_position_embeddings=20 + skipped)
+    message = (
+        rf"model\.safetensors: embeddings\.position_embeddings\.weight has shape \[{rows}, 40\], the configuration calls for "
+        rf"\[{20 + skipped}, 40\] .* or keep the first positions with n_ctx=20$"
+    )
+    with pytest.raises(WeightsError, match=message):
+        load(tmp_path)
+    for n_ctx in (20, 7):
+        short = load(tmp_path, n_ctx=n_ctx)
+        assert torch.equal(short.W_pos, load(hf_model).W_pos[:n_ctx])
+
+
 @pytest.mark.parametrize("n_ctx", [0, 38, -1])
 def test_context_cannot_grow(n_ctx: int, saved: Callable):
     with pytest.raises(ConfigError, match=rf"n_ctx={n_ctx}; the checkpoint has 37 positions"):
@@ -837,7 +855,9 @@ def test_shards_of_a_module_are_fetched(remote: tuple[Path, list[str]]):
 def test_a_cross_encoder_s_settings_are_fetched(remote: tuple[Path, list[str]]):
     there, fetched = remote
     save_tiny("BertForSequenceClassification", there, num_labels=1)
-    (there / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "some.Transformer"}]')
+    (there / "modules.json").write_text(
+        '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
+    )
     name = "config_sentence_transformers.json"
     (there / name).write_text('{"activation_fn": "torch.nn.modules.activation.Sigmoid"}')
     model = load(REPO)

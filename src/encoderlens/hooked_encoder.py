@@ -127,7 +127,7 @@ class HookedEncoder(PretrainedEncoder):
         loading.check_modality(checkpoint.family.modality, "text", checkpoint.where)
         encoder = conversion.read_config(checkpoint, n_ctx)
         model = cls(encoder, device=place, dtype=wanted, init_weights=False)
-        conversion.fill(model, checkpoint)
+        conversion.fill(model, checkpoint, crop=n_ctx is not None)
         name = None if model_name is None else str(model_name)
         tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
         lowercases = encoder.sentence is not None and encoder.sentence.lowercases and tokenizer is not None
