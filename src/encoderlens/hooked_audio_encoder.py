@@ -19,10 +19,11 @@ from encoderlens.audio.processor import (
     default_processor,
     processing_of,
     require_ctc_tokenizer,
-    target_of,
     tokenizer_in,
 )
 from encoderlens.audio.reader import AudioReader, are_frames
+from encoderlens.audio.transcripts import target_of
+from encoderlens.components import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
@@ -379,8 +380,8 @@ class HookedAudioEncoder(PretrainedEncoder):
         if "ctc" not in self.heads:
             raise TaskError(f"align needs a CTC head; the heads of {self.cfg.model_name}: {self.head_names()}")
         require_eval(self)
-        blank = cast(int, self.heads["ctc"].blank)
-        target = target_of(require_ctc_tokenizer(self.tokenizer, blank), transcript)
+        head = cast(CTCHead, self.heads["ctc"])
+        target = target_of(require_ctc_tokenizer(self.tokenizer, head.blank), transcript, head.n_outputs)
         batch = self.prepare(waveform, None, sampling_rate)
         if batch.sequence.batch != 1 or batch.waves is None:
             raise InputError("align takes one waveform at a time")
@@ -389,7 +390,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             raise InputError("align takes a clip whose padding, if any, stands at its end")
         with torch.no_grad(), self.use_task("ctc"):
             logits = self(batch, return_type="logits")[0, :n_frames]
-        return align_transcript(logits.double().log_softmax(-1).cpu().numpy(), target, blank, self.timing)
+        return align_transcript(logits.double().log_softmax(-1).cpu().numpy(), target, head.blank, self.timing)
 
     def _frames(self, batch: AudioBatch) -> Float[Tensor, "batch frame d_model"]:
         return self.projection(self.frontend(batch.waves, batch.samples))
