@@ -88,8 +88,18 @@ def require_ctc_tokenizer(tokenizer: Any, blank: int) -> Any:
 
 
 def text_of(tokenizer: Any, symbols: list[int]) -> str:
-    """The text of symbols in which repetitions are merged already."""
+    """The text of symbols in which repetitions are merged already.
+
+    Raises:
+        InputError: for a symbol that the tokenizer has no name for.
+    """
     from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
+    nameless = [symbol for symbol in symbols if tokenizer.convert_ids_to_tokens(symbol) is None]
+    if nameless:
+        raise InputError(
+            f"the model predicts symbol {nameless[0]}, and its tokenizer has no name for it (it has {len(tokenizer)} symbols): "
+            "set model.processor to one with the model's own tokenizer, or take the logits"
+        )
     merges = isinstance(tokenizer, Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer)
     return tokenizer.decode(symbols, **({"group_tokens": False} if merges else {}))
