@@ -65,16 +65,17 @@ def _phonemes(text: str, delimiter: str) -> list[list[str]]:
 def _characters(text: str, delimiter: str, tokenizer: Any) -> list[list[str]]:
     """The symbols of each word; a character that begins no symbol stands by itself."""
     written = _written(tokenizer.get_vocab(), tokenizer.do_lower_case)
-    longest_first = sorted(filter(None, written), key=len, reverse=True)
+    longest_first = sorted(written, key=len, reverse=True)
     pattern = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
     words = text.replace(delimiter, " ").split()
-    found = [pattern.findall(word.upper() if tokenizer.do_lower_case else word) for word in words]
+    found: list[list[str]] = [pattern.findall(word.upper() if tokenizer.do_lower_case else word) for word in words]
     return [[written.get(piece, piece) for piece in word] for word in found]
 
 
 def _written(vocabulary: Iterable[str], any_case: bool) -> dict[str, str]:
     """Each symbol by how it is written in a transcript: in capitals where case does not matter."""
+    symbols = [symbol for symbol in vocabulary if symbol]
     if not any_case:
-        return {symbol: symbol for symbol in vocabulary}
-    in_capitals = {symbol.upper(): symbol for symbol in vocabulary}
-    return in_capitals | {symbol: symbol for symbol in vocabulary if symbol == symbol.upper()}
+        return {symbol: symbol for symbol in symbols}
+    in_capitals = {symbol.upper(): symbol for symbol in symbols}
+    return in_capitals | {symbol: symbol for symbol in symbols if symbol == symbol.upper()}
