@@ -352,8 +352,8 @@ class ActivationCache(CachedRun):
         head, linear = self._linear_head(tokens, incorrect_tokens, window)
         constant = linear.constant
         norm = self.model.ln_final
-        if norm is not None and norm.b is not None:
-            biases = (linear.direction * norm.b.detach()).sum(-1)
+        if norm is not None and norm.bias is not None:
+            biases = (linear.direction * norm.bias.detach()).sum(-1)
             constant = constant + (biases if head.per_position else biases.sum(-1))
         return self._sliced(constant, window, sequences)
 

@@ -1,5 +1,6 @@
 """Encoder: what the hooked text and audio encoders share: blocks, heads, planned runs, their place on the stream, moving."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,18 +16,20 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
+from encoderlens.components.effective import REMEDY, computed_weights
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
 from encoderlens.devices import check_move, device_named
-from encoderlens.errors import ConfigError, InputError, TaskError
+from encoderlens.errors import ConfigError, InputError, TaskError, WeightsError
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, did_you_mean
 from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
+from encoderlens.state_dicts import shared_names
 from encoderlens.weight_stacks import WeightStacks
 from encoderlens.weights import LoadReport
 
@@ -92,6 +95,7 @@ class Encoder(WeightStacks, ABC):
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
         moves: how often it was moved or cast.
+        weight_names: the names of each parameter and buffer that the configuration calls for, several where modules share it.
     """
 
     ln_final: ScaledNorm | None
@@ -103,6 +107,7 @@ class Encoder(WeightStacks, ABC):
         with empty_parameters(device, dtype):
             self._make(cfg)
         self.cfg = ModelConfig(cfg, self)
+        self.weight_names = shared_names(self)
         self._task = next(iter(self.heads), None)
         self.hf_config: dict[str, Any] = {}
         self.load_report = LoadReport()
@@ -150,9 +155,16 @@ class Encoder(WeightStacks, ABC):
 
         Args:
             seed: of a generator of its own; None draws one seed from torch's global generator.
+
+        Raises:
+            ConfigError: for a seed that is no whole number.
+            WeightsError: for weights that are made of others.
         """
         if not isinstance(seed, int | None):
             raise ConfigError(f"seed is {seed!r}; it must be a whole number")
+        computed = [name for _, _, name in computed_weights(self)]
+        if computed:
+            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
@@ -168,9 +180,34 @@ class Encoder(WeightStacks, ABC):
                     if gain is not None:
                         gain.fill_(1.0)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses another module in the place of one that heads hold too, and would go on to run.
+
+        Raises:
+            WeightsError: with what to do instead.
+        """
+        for readout in self._readouts():
+            if value is not readout.modules.get(name, value):
+                raise WeightsError(
+                    f"model.{name} cannot be replaced: the {readout.task} head runs the module that is there. Edit or "
+                    "parametrise its weights, or replace modules inside it"
+                )
+        super().__setattr__(name, value)
+
+    def _readouts(self) -> list[Readout]:
+        """The heads, and the sentence embedding if there is one; none while they are made."""
+        heads, embedding = self.__dict__.get("heads", {}), self.__dict__.get("sentence_embedding")
+        return [*heads.values()] if embedding is None else [*heads.values(), embedding]
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.cfg = copy.copy(self.cfg)
         self.cfg.bind(self)
+
+    def _apply(self: AnyEncoder, fn: Callable[..., Any], recurse: bool = True) -> AnyEncoder:
+        super()._apply(fn, recurse)
+        self.cfg.bind(self)
+        return self
 
     # Tasks and planned runs
 

@@ -133,6 +133,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             WeightsError: for tensors that are missing, left over or misshapen.
         """
+        state_dict = conversion.lens_state(state_dict)
         if isinstance(cfg, dict):
             cfg = cfg | {"mask_embed": "hubert_model.masked_spec_embed" in state_dict}
         model = cls(cfg, init_weights=False, **kwargs)
@@ -170,6 +171,9 @@ class HookedAudioEncoder(PretrainedEncoder):
         """A Hugging Face HubertModel or Wav2Vec2Model of which every parameter is this model's own, made at each access.
 
         Moving or casting one of the two moves the other. For a vector for masked frames that this model lacks, zeros stand in.
+
+        Raises:
+            WeightsError: for parametrised or pruned weights, which are no parameters; ``to_hf`` makes a copy.
         """
         return conversion.hf_base_model(self)
 

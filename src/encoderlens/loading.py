@@ -22,7 +22,15 @@ from encoderlens.sentence_folder import (
     score_function,
     transformer_folder,
 )
-from encoderlens.tensor_source import WEIGHT_FILES, JoinedSource, MemorySource, TensorSource, open_folder, shard_names
+from encoderlens.tensor_source import (
+    WEIGHT_FILES,
+    JoinedSource,
+    MemorySource,
+    TensorSource,
+    open_folder,
+    shard_names,
+    without_wrappers,
+)
 from encoderlens.weights import find
 
 log = logging.getLogger("encoderlens")
@@ -143,7 +151,7 @@ def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> C
             "anything. task='encoder' loads just its encoder, if that is one of transformers"
         )
     family = family_of(hf_model.config.model_type, hf_class)
-    source = MemorySource(hf_model.state_dict(), hf_class)
+    source = without_wrappers(MemorySource(hf_model.state_dict(), hf_class), hf_class)
     config = hf_model.config.to_dict()
     return _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
 

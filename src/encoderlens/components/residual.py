@@ -11,6 +11,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.linear import Component, Linear
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.hook_points import HookPoint
@@ -150,7 +151,7 @@ class Norm(Passage):
 
     @property
     def bias(self) -> Float[Tensor, " d_model"] | None:
-        return self.norm.b
+        return self.norm.bias
 
     @property
     def scale_point(self) -> HookPoint:
@@ -192,10 +193,10 @@ class Projection(Passage):
 
     @property
     def bias(self) -> Float[Tensor, " d_model"] | None:
-        return self.linear.bias
+        return effective_bias(self.linear)
 
     def in_front_of(self, matrix: Float[Tensor, "d_model out"] | None) -> Float[Tensor, "d_embed out"]:
-        weight = at_least_float32(self.linear.weight.detach().mT)
+        weight = at_least_float32(effective(self.linear).detach().mT)
         return weight if matrix is None else weight.to(matrix) @ matrix
 
 
