@@ -204,11 +204,6 @@ class Encoder(WeightStacks, ABC):
         self.cfg = copy.copy(self.cfg)
         self.cfg.bind(self)
 
-    def _apply(self: AnyEncoder, fn: Callable[..., Any], recurse: bool = True) -> AnyEncoder:
-        super()._apply(fn, recurse)
-        self.cfg.bind(self)
-        return self
-
     # Tasks and planned runs
 
     @property
@@ -554,7 +549,9 @@ class Encoder(WeightStacks, ABC):
     def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
         model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
         self.moves += 1
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        self.cfg.bind(self)
+        return self
 
 
 def _destination(value: Any) -> Any:

@@ -24,7 +24,7 @@ from encoderlens.audio.processor import (
 from encoderlens.audio.reader import AudioReader, are_frames
 from encoderlens.audio.transcripts import target_of
 from encoderlens.batch import Batch
-from encoderlens.components import CTCHead
+from encoderlens.components.heads import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
