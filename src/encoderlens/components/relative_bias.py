@@ -30,7 +30,8 @@ class RelativeBias(Component):
 
     def forward(self, sequence: Sequence) -> Float[Tensor, "head query key"]:
         device = self.weight.device
-        buckets = sequence.once(("relative buckets", len(self.weight), device), lambda: self.buckets(sequence.pos, device))
+        key = ("relative buckets", len(self.weight), self.max_distance, device)
+        buckets = sequence.once(key, lambda: self.buckets(sequence.pos, device))
         return F.embedding(buckets, self.weight).permute(2, 0, 1)
 
     def buckets(self, n_positions: int, device: torch.device | None = None) -> Int[Tensor, "query key"]:
