@@ -19,7 +19,6 @@ from tests.hooks import (
     POST_LN_BLOCK,
     PRE_LN_BLOCK,
     Axes,
-    assert_changed,
     declared,
     in_layers,
     modules_that_run,
@@ -28,7 +27,7 @@ from tests.hooks import (
     replaced,
     shape,
 )
-from tests.parity import assert_parity
+from tests.parity import assert_changed, assert_parity
 from tests.speech import AMIABLE, LAYOUTS, speech, tiny_speech
 
 # The documented hook points

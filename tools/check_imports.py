@@ -11,10 +11,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "src" / "encoderlens"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "shapes", "names", "slices", "precision", "devices"),
+    ("errors", "shapes", "names", "slices", "precision", "devices", "memory", "fingerprint"),
     ("sequence", "batch", "run_state", "hook_points", "hooked_root_module", "factored_matrix", "config", "config_from_dict"),
     ("components",),
-    ("tensor_source", "weights", "families", "sentence_folder", "loading", "text_input", "audio"),
+    ("state_dicts", "tensor_source", "weights", "families", "sentence_folder", "loading", "text_input", "audio"),
     ("weight_stacks", "encoder", "linearised", "carried_rows", "cached_run", "activation_cache", "conversion")
     + ("pretrained_encoder", "hooked_encoder", "hooked_audio_encoder", "bert_next_sentence_prediction", "utils"),
     ("analysis",),

@@ -100,7 +100,7 @@ class CarriedRows:
             return self._onto(self.stream)
         carry = Carry().before(Norm(self.reads), self.activation(self.reads.hook_scale))
         read = carry(self.stream)
-        return self._onto(read if self.reads.b is None else read + self.reads.b.detach().to(self.stream.device))
+        return self._onto(read if self.reads.bias is None else read + self.reads.bias.detach().to(self.stream.device))
 
     def _write(self, step: Write, carry: Carry) -> RowBlock:
         return RowBlock(step, "write", [step.label], lambda: self._carried(carry, self.activation(step.point))[None])

@@ -96,7 +96,7 @@ _IDLE = (
 )
 _READ = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "d_mlp", "act_fn", "eps", "initializer_range")
 _RUNTIME = ("device", "dtype", "seed", "tokenizer_name", "model_name", "attention_dir", "attn_scale", "d_vocab_out")
-_OWN = ("n_token_types", "tie_word_embeddings", *ModelConfig.FLAGS)
+_OWN = ("n_token_types", "tie_word_embeddings", "heads", "pooler", *ModelConfig.FLAGS)
 _WHOLE = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "n_token_types")
 
 
@@ -104,7 +104,8 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
     """A TransformerLens-style dictionary as a BERT with masked-LM and next-sentence heads.
 
     Required: ``d_model``, ``n_layers``, ``n_ctx``, ``d_vocab``, and ``d_head`` or ``n_heads``. ``d_mlp`` is ``4 * d_model``
-    when left out, ``act_fn`` gelu, ``eps`` 1e-12, ``n_token_types`` 2, ``tie_word_embeddings`` True.
+    when left out, ``act_fn`` gelu, ``eps`` 1e-12, ``n_token_types`` 2, ``tie_word_embeddings`` True. ``heads`` can say that it
+    has only one of the heads, or none, and ``pooler`` that it has no pooler.
 
     Raises:
         ConfigError: for a missing or unknown field, ``attention_dir="causal"``, or a field that asks for something that this
@@ -114,9 +115,14 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
     if values.get("d_vocab_out", -1) not in (-1, values["d_vocab"]):
         raise ConfigError("d_vocab_out differs from d_vocab: the masked-LM head scores the word pieces of the embedding")
     act_fn = values.get("act_fn", "gelu")
+    available = {
+        "masked_lm": MaskedLMPart(act_fn, values.get("tie_word_embeddings", True)),
+        "next_sentence": NextSentencePart(),
+    }
+    heads = tuple(values.get("heads", available))
     encoder = EncoderConfig(
         family="bert",
-        original_architecture="BertForPreTraining",
+        original_architecture=_class_with(heads),
         d_model=d_model,
         n_layers=values["n_layers"],
         embed=EmbeddingPart(values["d_vocab"], values.get("n_token_types", 2)),
@@ -125,12 +131,27 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         norm=LayerNormPart(values.get("eps", 1e-12)),
         mlp=MLPPart(values.get("d_mlp") or 4 * d_model, act_fn),
         block=PostLNPart(),
-        pooler=PoolerPart(),
-        heads=(MaskedLMPart(act_fn, values.get("tie_word_embeddings", True)), NextSentencePart()),
+        pooler=PoolerPart() if values.get("pooler", True) else None,
+        heads=tuple(available[task] for task in heads),
         initializer_range=_initializer_range(values),
         model_name=values.get("model_name", "custom"),
     )
     return _request(encoder, values)
+
+
+_CLASSES: dict[tuple[str, ...], str] = {
+    (): "BertModel",
+    ("masked_lm",): "BertForMaskedLM",
+    ("next_sentence",): "BertForNextSentencePrediction",
+    ("masked_lm", "next_sentence"): "BertForPreTraining",
+}
+
+
+def _class_with(heads: tuple[str, ...]) -> str:
+    """The Hugging Face class with these heads."""
+    if heads not in _CLASSES:
+        raise ConfigError(f"heads={heads!r} is not implemented; {', '.join(map(repr, _CLASSES))} are")
+    return _CLASSES[heads]
 
 
 # Fields of an audio encoder's front end that TransformerLens' configuration has not, with HuBERT-base's values.

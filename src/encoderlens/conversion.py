@@ -1,21 +1,27 @@
 """Between checkpoints and models: configurations read, parameters filled, and the Hugging Face model given back."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from encoderlens import loading, weights
+from encoderlens import loading, state_dicts, weights
+from encoderlens.components.effective import REMEDY
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, SequenceClassificationPart
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
+from encoderlens.families.family import Family
 from encoderlens.sentence_folder import sentence_rows
 from encoderlens.tensor_source import MemorySource
 
 log = logging.getLogger("encoderlens")
+
+LENS_STATE = "the TransformerLens state dict"
+EMBEDDING, UNEMBEDDING = "embed.embed.weight", "unembed.weight"  # one parameter where they are tied
 
 
 def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderConfig:
@@ -39,8 +45,11 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
     return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
 
 
-def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
+def fill(model: Encoder, checkpoint: loading.Checkpoint, crop: bool = False) -> None:
     """Fill a model's parameters from its checkpoint, and set its task.
+
+    Args:
+        crop: the model has fewer positions than the checkpoint, as ``n_ctx`` asks.
 
     Raises:
         WeightsError: see ``weights.apply``.
@@ -58,6 +67,7 @@ def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
             kept=family.kept,
             tied=encoder.tie_word_embeddings,
             leave=checkpoint.leave,
+            crop=crop,
         )
     except WeightsError as error:
         raise WeightsError(f"{error}{loading.whose(checkpoint.family, checkpoint.source, checkpoint.where)}") from error
@@ -74,27 +84,70 @@ def fill_from_transformer_lens(model: Encoder, state_dict: dict[str, Tensor]) ->
         WeightsError: see ``weights.apply``.
     """
     encoder = model.cfg.encoder
-    source = MemorySource(state_dict, "the TransformerLens state dict")
-    n_convs = 0 if encoder.frontend is None else len(encoder.frontend.channels)
-    rows = transformer_lens.rows(encoder.modality, encoder.n_layers, n_convs)
-    model.load_report = weights.apply(rows, source, model, sizes=_axis_sizes(encoder), ignored=transformer_lens.IGNORED)
+    source = MemorySource(state_dict, LENS_STATE)
+    model.load_report = weights.apply(
+        _lens_rows(encoder), source, model, sizes=_axis_sizes(encoder), ignored=transformer_lens.IGNORED
+    )
+
+
+def lens_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A TransformerLens state dict without the names of wrappers.
+
+    Raises:
+        WeightsError: for two names of one tensor.
+    """
+    return {name: state_dict[stored] for name, stored in state_dicts.without_wrappers(state_dict, LENS_STATE).items()}
 
 
 def transformer_lens_defaults(state_dict: dict[str, Tensor]) -> dict[str, Any]:
-    """What a TransformerLens configuration means where it is silent: its eps, and embeddings tied if they are equal."""
+    """What a TransformerLens configuration means where it is silent: its eps, embeddings tied if they are equal, and the heads
+    and the pooler of which tensors are there.
+    """
     embed, unembed = state_dict.get("embed.embed.W_E"), state_dict.get("unembed.W_U")
-    tied = embed is not None and unembed is not None and torch.equal(embed, unembed.mT)
-    return {"eps": transformer_lens.EPS, "tie_word_embeddings": tied}
+    tied = embed is not None and unembed is not None and state_dicts.equal(embed, unembed.mT)
+    heads, pooler = transformer_lens.parts_in(state_dict)
+    return {"eps": transformer_lens.EPS, "tie_word_embeddings": tied, "heads": heads, "pooler": pooler}
+
+
+def own_state(model: Encoder, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict under a model's own names: without those of wrappers, TransformerLens' tensors under our names and in our
+    layout, and what modules share under each of its names.
+
+    Raises:
+        WeightsError: for several tensors in the place of one, and for tensors of TransformerLens that are misshapen, or whose
+            place is made of others.
+    """
+    own = model.state_dict().keys()
+    names = state_dicts.without_wrappers(state_dict, "the state dict", known=own)
+    state = {name: state_dict[stored] for name, stored in names.items()}
+    foreign = {name: value for name, value in state.items() if name not in own and isinstance(value, Tensor)}
+    encoder, source = model.cfg.encoder, MemorySource(foreign, LENS_STATE)
+    found = weights.translated(_lens_rows(encoder), source, model, _axis_sizes(encoder))
+    if found:
+        state = {name: value for name, value in state.items() if not weights.matches(name, transformer_lens.IGNORED)}
+    for target, (key, tensor) in found.items():
+        if target not in own:
+            raise WeightsError(f"{key} cannot be loaded: {target} is parametrised or pruned; {REMEDY}")
+        if target in state:
+            raise WeightsError(f"the state dict holds both {target} and {key}, which are one tensor; leave one of them out")
+        state[target] = tensor
+        del state[key]
+    return state_dicts.completed(state, state_dicts.shared_names(model))
 
 
 def hf_base_model(model: Encoder) -> Any:
-    """The base model of the Hugging Face family, of which every parameter is the model's own."""
+    """The base model of the Hugging Face family, of which every parameter is the model's own.
+
+    Raises:
+        WeightsError: for weights that are made of others, and so are no parameters.
+    """
     import transformers
 
-    encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
-    config = _hf_config(model)
+    encoder, family = _encoder_now(model), REGISTRY[model.cfg.family]
+    config = _hf_config(model, encoder)
     parameters = weights.tensors_of(model)
     rows = [row for row in weights.present(family.rows_of(encoder), model) if row.source.startswith(family.base_prefix)]
+    _check_stored(model, [row.target for row in rows])
     own = {row.source.removeprefix(family.base_prefix): parameters[row.target] for row in rows}
     own |= {name.removeprefix(family.base_prefix): tensor for name, tensor in model.load_report.spare.items()}
     with torch.device("meta"):
@@ -114,14 +167,16 @@ def to_hf(model: Encoder) -> Any:
     """See ``PretrainedEncoder.to_hf``."""
     import transformers
 
-    encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
-    config = _hf_config(model)
+    encoder, family = _encoder_now(model), REGISTRY[model.cfg.family]
+    config = _hf_config(model, encoder)
     hf_class = getattr(transformers, encoder.original_architecture)
     hf_model = hf_class(config, **family.hf_arguments(encoder)).to(model.cfg.dtype)
     tensors = weights.invert(family.rows_of(encoder), model, _axis_sizes(encoder)) | dict(model.load_report.spare)
     if encoder.original_architecture == family.base_class:
         tensors = {name.removeprefix(family.base_prefix): tensor for name, tensor in tensors.items()}
     names = hf_model.state_dict()
+    if encoder is not model.cfg.encoder:
+        _check_untied(family, encoder, names)
     placed = {tensor.data_ptr() for name, tensor in tensors.items() if name in names}  # some have two names, for two classes
     lacking = [name for name, tensor in tensors.items() if name not in names and tensor.data_ptr() not in placed]
     if lacking:
@@ -133,9 +188,61 @@ def to_hf(model: Encoder) -> Any:
     return hf_model.to(model.cfg.device).eval()
 
 
-def _hf_config(model: Encoder) -> Any:
+def _encoder_now(model: Encoder) -> EncoderConfig:
+    """A model's configuration, with the unembedding apart from the embedding where it has become so.
+
+    Raises:
+        WeightsError: for a weight that the configuration calls for and that is gone, and for weights that it calls one and that
+            differ.
+    """
+    encoder, tensors = model.cfg.encoder, weights.tensors_of(model)
+    gone = [name for group in model.weight_names for name in group if name not in tensors]
+    if gone:
+        raise WeightsError(
+            f"the model has no {weights.few(gone)} any more: put a layer of the kind that it was made with back in place"
+        )
+    for group in model.weight_names:
+        unequal = state_dicts.first_unequal(group, tensors)
+        if unequal is None:
+            continue
+        names = " and ".join(unequal)
+        if group != (EMBEDDING, UNEMBEDDING):
+            raise WeightsError(
+                f"{names} are one parameter in {encoder.original_architecture}, and differ here: make them one again, or give "
+                "them the same values"
+            )
+        log.warning("%s differ, and are given back untied (tie_word_embeddings=False)", names)
+        encoder = encoder.untied()
+    return encoder
+
+
+def _check_untied(family: Family, encoder: EncoderConfig, names: Mapping[str, Tensor]) -> None:
+    """Refuse a Hugging Face class with a masked-LM head that has no unembedding of its own."""
+    rows = [row for row in family.part_rows["masked_lm"] if row.source in names]
+    if rows and UNEMBEDDING not in [row.target for row in rows]:
+        raise WeightsError(
+            f"{EMBEDDING} and {UNEMBEDDING} differ, and this {encoder.original_architecture} has one tensor for both: give "
+            "them the same values"
+        )
+
+
+def _check_stored(model: Encoder, names: list[str]) -> None:
+    computed = [name for name in weights.computed_names(model) if name in names]
+    if computed:
+        raise WeightsError(
+            f"{weights.few(computed)}: parametrised or pruned, and so no parameter that two models could share. Take to_hf(), "
+            f"which is a copy, or {REMEDY}"
+        )
+
+
+def _lens_rows(encoder: EncoderConfig) -> list[weights.Row]:
+    n_convs = 0 if encoder.frontend is None else len(encoder.frontend.channels)
+    return transformer_lens.rows(encoder.modality, encoder.n_layers, n_convs)
+
+
+def _hf_config(model: Encoder, encoder: EncoderConfig) -> Any:
     """The Hugging Face configuration: as it was loaded, with what the model is now."""
-    encoder, family = model.cfg.encoder, REGISTRY[model.cfg.family]
+    family = REGISTRY[encoder.family]
     values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
     values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
     config = loading.hf_config(family.model_type, values)
@@ -145,4 +252,5 @@ def _hf_config(model: Encoder) -> Any:
 
 
 def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:
-    return {"head": encoder.n_heads, "kv_head": encoder.n_kv_heads, "d_head": encoder.d_head}
+    heads = {"head": encoder.n_heads, "kv_head": encoder.n_kv_heads, "d_head": encoder.d_head}
+    return heads if encoder.n_ctx is None else heads | {"pos": encoder.n_ctx}

@@ -1,6 +1,8 @@
 """Encoder: what the hooked text and audio encoders share: blocks, heads, planned runs, their place on the stream, moving."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,22 +16,26 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
+from encoderlens.components.effective import REMEDY, computed_weights
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
 from encoderlens.devices import check_move, device_named
-from encoderlens.errors import ConfigError, InputError, TaskError
-from encoderlens.hook_points import HookPoint
+from encoderlens.errors import ConfigError, InputError, TaskError, WeightsError
+from encoderlens.hook_points import CachingHook, HookPoint
+from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, did_you_mean
 from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
+from encoderlens.state_dicts import shared_names
 from encoderlens.weight_stacks import WeightStacks
 from encoderlens.weights import LoadReport
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 ReturnType = Literal["logits", "predictions", "hidden", "loss", "embedding"]
+SMALL_CACHE = 64 * 2**20  # bytes, for which free memory is not looked up
 RETURN_TYPES = ("logits", "predictions", "hidden", "loss", "embedding", None)
 
 
@@ -88,6 +94,8 @@ class Encoder(WeightStacks, ABC):
         sentence_embedding: how it makes one vector of a text; None for a model that is no sentence encoder.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
+        moves: how often it was moved or cast.
+        weight_names: the names of each parameter and buffer that the configuration calls for, several where modules share it.
     """
 
     ln_final: ScaledNorm | None
@@ -99,9 +107,11 @@ class Encoder(WeightStacks, ABC):
         with empty_parameters(device, dtype):
             self._make(cfg)
         self.cfg = ModelConfig(cfg, self)
+        self.weight_names = shared_names(self)
         self._task = next(iter(self.heads), None)
         self.hf_config: dict[str, Any] = {}
         self.load_report = LoadReport()
+        self.moves = 0
         self.setup()
 
     def _make(self, cfg: EncoderConfig) -> None:
@@ -145,9 +155,16 @@ class Encoder(WeightStacks, ABC):
 
         Args:
             seed: of a generator of its own; None draws one seed from torch's global generator.
+
+        Raises:
+            ConfigError: for a seed that is no whole number.
+            WeightsError: for weights that are made of others.
         """
         if not isinstance(seed, int | None):
             raise ConfigError(f"seed is {seed!r}; it must be a whole number")
+        computed = [name for _, _, name in computed_weights(self)]
+        if computed:
+            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
@@ -163,9 +180,34 @@ class Encoder(WeightStacks, ABC):
                     if gain is not None:
                         gain.fill_(1.0)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses another module in the place of one that heads hold too, and would go on to run.
+
+        Raises:
+            WeightsError: with what to do instead.
+        """
+        for readout in self._readouts():
+            if value is not readout.modules.get(name, value):
+                raise WeightsError(
+                    f"model.{name} cannot be replaced: the {readout.task} head runs the module that is there. Edit or "
+                    "parametrise its weights, or replace modules inside it"
+                )
+        super().__setattr__(name, value)
+
+    def _readouts(self) -> list[Readout]:
+        """The heads, and the sentence embedding if there is one; none while they are made."""
+        heads, embedding = self.__dict__.get("heads", {}), self.__dict__.get("sentence_embedding")
+        return [*heads.values()] if embedding is None else [*heads.values(), embedding]
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.cfg = copy.copy(self.cfg)
         self.cfg.bind(self)
+
+    def _apply(self: AnyEncoder, fn: Callable[..., Any], recurse: bool = True) -> AnyEncoder:
+        super()._apply(fn, recurse)
+        self.cfg.bind(self)
+        return self
 
     # Tasks and planned runs
 
@@ -331,13 +373,16 @@ class Encoder(WeightStacks, ABC):
             at: positions whose logits are wanted, of a head that has logits for every position; None for all.
 
         Raises:
-            InputError: before anything runs, for labels that do not fit, and for input without what predictions need.
+            InputError: before anything runs, for labels that do not fit, for input without what predictions need, and for a
+                cache that would not fit into memory.
         """
         readout, head = plan.head, plan.head if isinstance(plan.head, Head) else None
         if head is not None and labels is not None:
             head.check_labels(labels, batch.sequence)
         if head is not None and plan.returns == "predictions":
             head.check_input(batch)
+        if self.context_level:
+            self._check_cache_fits(plan, batch)
         with self.run_state.run(batch.sequence, batch.token_ids):
             resid = self.run_blocks(first(), plan, batch.sequence)
             if readout is None or plan.returns is None:
@@ -349,6 +394,42 @@ class Encoder(WeightStacks, ABC):
                 return head.loss(outputs, labels.to(outputs.device), batch.sequence)
             decoded = head.decode(outputs, batch)
             return head.decode_one(decoded[0]) if batch.single else decoded
+
+    def _check_cache_fits(self, plan: RunPlan, batch: Batch) -> None:
+        """Refuse a run whose caches would take more memory than is free.
+
+        Raises:
+            InputError: with the remedies.
+        """
+        needed: Counter[torch.device] = Counter()
+        for name, point in self.hook_dict.items():
+            if not plan.reaches(name):
+                continue
+            for handle in (*point.awaiting("fwd"), *point.awaiting("bwd")):
+                if isinstance(handle.user_hook, CachingHook):
+                    device = torch.device(handle.user_hook.device or self.cfg.device)
+                    sizes = self.axis_sizes(name, batch)
+                    needed[device] += handle.user_hook.kept_bytes(point, sizes, self.cfg.dtype)
+        for device, size in needed.items():
+            free = free_bytes(device) if size > SMALL_CACHE else None
+            if free is not None and size > free:
+                raise InputError(
+                    f"the cache of this run would take about {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on "
+                    f"{device}: keep some activations (names_filter=) or positions (pos_slice=) only, or fewer bits "
+                    "(dtype=torch.bfloat16), or keep them on another device (device=), or run fewer or shorter inputs"
+                )
+
+    def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
+        """How long the axes of a hook point are in a run.
+
+        Args:
+            name: of the hook point.
+            batch: what is read.
+        """
+        cfg, sequence = self.cfg.encoder, batch.sequence
+        sizes = {"batch": sequence.batch, "pos": sequence.pos, "query": sequence.pos, "key": sequence.pos}
+        sizes |= {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads, "d_head": cfg.d_head, "d_model": cfg.d_model}
+        return sizes | {"d_mlp": cfg.d_mlp, "d_embed": cfg.d_embed, "d_vocab": cfg.d_vocab_out or 1}
 
     def run_blocks(self, resid: Resid, plan: RunPlan, sequence: Sequence) -> Resid:
         """The stream after the last block that runs, through any final norm; or the sum of streams that the head reads."""
@@ -472,6 +553,7 @@ class Encoder(WeightStacks, ABC):
 
     def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
         model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
+        self.moves += 1
         return super()._apply(fn, recurse)
 
 

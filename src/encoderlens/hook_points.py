@@ -1,6 +1,7 @@
 """HookPoint: the identity module that every activation of interest passes through."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -70,6 +71,17 @@ class CachingHook:
         if must_own and kept.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
             kept = kept.clone()
         self.cache[f"{hook.name}{self.suffix}"] = kept
+
+    def kept_bytes(self, hook: "HookPoint", sizes: Mapping[str, int], dtype: torch.dtype) -> int:
+        """The memory that it will keep of a hook point, of whose axes the sizes are known; unknown ones count as 1.
+
+        Args:
+            dtype: of what passes there.
+        """
+        shape = [sizes.get(axis, 1) for axis in hook.axes]
+        if hook.pos_axis is not None:
+            shape[hook.pos_axis] = len(self.pos_slice.indices(shape[hook.pos_axis]))
+        return math.prod(shape) * (self.dtype or dtype).itemsize
 
     def _may_change(self, tensor: Tensor) -> bool:
         """A view of a parameter changes as the model is trained, and a gradient may become a leaf's ``.grad``, to which the

@@ -23,6 +23,7 @@ from encoderlens.audio.processor import (
 )
 from encoderlens.audio.reader import AudioReader, are_frames
 from encoderlens.audio.transcripts import target_of
+from encoderlens.batch import Batch
 from encoderlens.components import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
@@ -132,6 +133,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             WeightsError: for tensors that are missing, left over or misshapen.
         """
+        state_dict = conversion.lens_state(state_dict)
         if isinstance(cfg, dict):
             cfg = cfg | {"mask_embed": "hubert_model.masked_spec_embed" in state_dict}
         model = cls(cfg, init_weights=False, **kwargs)
@@ -169,6 +171,9 @@ class HookedAudioEncoder(PretrainedEncoder):
         """A Hugging Face HubertModel or Wav2Vec2Model of which every parameter is this model's own, made at each access.
 
         Moving or casting one of the two moves the other. For a vector for masked frames that this model lacks, zeros stand in.
+
+        Raises:
+            WeightsError: for parametrised or pruned weights, which are no parameters; ``to_hf`` makes a copy.
         """
         return conversion.hf_base_model(self)
 
@@ -235,6 +240,14 @@ class HookedAudioEncoder(PretrainedEncoder):
 
     def position_times(self, n_positions: int) -> Float[Tensor, " pos"]:
         return self.frame_times(n_positions)
+
+    def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
+        sizes = super().axis_sizes(name, batch)
+        if not name.startswith("frontend.") or not isinstance(batch, AudioBatch) or batch.waves is None:
+            return sizes
+        n_convs = int(name.split(".")[1]) + 1
+        n_frames = self.frontend_part.frames_after(n_convs, batch.waves.shape[1])
+        return sizes | {"frame": n_frames, "channel": self.frontend_part.channels[n_convs - 1]}
 
     # Running
 

@@ -127,7 +127,7 @@ class HookedEncoder(PretrainedEncoder):
         loading.check_modality(checkpoint.family.modality, "text", checkpoint.where)
         encoder = conversion.read_config(checkpoint, n_ctx)
         model = cls(encoder, device=place, dtype=wanted, init_weights=False)
-        conversion.fill(model, checkpoint)
+        conversion.fill(model, checkpoint, crop=n_ctx is not None)
         name = None if model_name is None else str(model_name)
         tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
         lowercases = encoder.sentence is not None and encoder.sentence.lowercases and tokenizer is not None
@@ -145,13 +145,14 @@ class HookedEncoder(PretrainedEncoder):
         """A model from the ``state_dict()`` of a TransformerLens HookedEncoder, in eval mode.
 
         Args:
-            state_dict: all of its tensors.
+            state_dict: its tensors. Of a dictionary's model, the heads and the pooler are those whose tensors are there.
             cfg: its configuration's fields as a dictionary, those left out at TransformerLens' defaults, or an EncoderConfig.
             tokenizer, kwargs: as for the class.
 
         Raises:
             WeightsError: for tensors that are missing, left over or misshapen.
         """
+        state_dict = conversion.lens_state(state_dict)
         if isinstance(cfg, dict):
             cfg = conversion.transformer_lens_defaults(state_dict) | cfg
         model = cls(cfg, tokenizer, init_weights=False, **kwargs)

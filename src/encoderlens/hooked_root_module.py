@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from encoderlens.devices import device_named
 from encoderlens.errors import GradientError, HookNameError, HookUnreachableError, InputError
 from encoderlens.hook_points import CachingHook, HookFunction, HookPoint, LensHandle, check_hook
 from encoderlens.names import NamesFilter, did_you_mean, select
@@ -264,8 +265,9 @@ class HookedRootModule(nn.Module):
         """The cache and the hooks that fill it, not yet attached: ``(cache, fwd_hooks, bwd_hooks)``."""
         cache = {} if cache is None else cache
         names = self._names(names_filter)
-        if not isinstance(dtype, torch.dtype | None):
-            raise InputError(f"dtype={dtype!r}; give a torch.dtype, such as torch.float16")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"dtype={dtype!r}; give a floating-point torch.dtype, such as torch.float16")
+        device = None if device is None else device_named(device, empty=True)
         window = Slice.unwrap(pos_slice)
         if not window.selects_all and not any(self.hook_dict[name].axes for name in names):
             raise InputError("pos_slice needs hook points that name their axes: HookPoint('batch pos d_model')")

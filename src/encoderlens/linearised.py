@@ -195,9 +195,7 @@ def _refuse_edited_parts(path: list[Step], taps: "_Taps", split: Collection[str]
 
 
 @contextmanager
-def outputs_of(
-    modules: Collection[nn.Module], state: RunState, note: Callable[[nn.Module, Tensor], None]
-) -> Iterator[None]:
+def outputs_of(modules: Collection[nn.Module], state: RunState, note: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
     """Context in which ``note(module, output)`` is called for each of these modules that runs, in the runs that this thread
     starts from here.
     """

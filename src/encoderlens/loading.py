@@ -22,7 +22,15 @@ from encoderlens.sentence_folder import (
     score_function,
     transformer_folder,
 )
-from encoderlens.tensor_source import WEIGHT_FILES, JoinedSource, MemorySource, TensorSource, open_folder, shard_names
+from encoderlens.tensor_source import (
+    WEIGHT_FILES,
+    JoinedSource,
+    MemorySource,
+    TensorSource,
+    open_folder,
+    shard_names,
+    without_wrappers,
+)
 from encoderlens.weights import find
 
 log = logging.getLogger("encoderlens")
@@ -132,13 +140,18 @@ def _with_weights(family: Family, declared: list[str], source: TensorSource) -> 
 
 
 def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> Checkpoint:
-    from transformers import PreTrainedModel
+    import transformers
 
-    if not isinstance(hf_model, PreTrainedModel):
+    if not isinstance(hf_model, transformers.PreTrainedModel):
         raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}")
     hf_class = type(hf_model).__name__
+    if type(hf_model) is not getattr(transformers, hf_class, None) and task != ENCODER_TASK:
+        raise UnknownArchitectureError(
+            f"hf_model is a {type(hf_model).__module__}.{hf_class}, which is no class of transformers, so that it may compute "
+            "anything. task='encoder' loads just its encoder, if that is one of transformers"
+        )
     family = family_of(hf_model.config.model_type, hf_class)
-    source = MemorySource(hf_model.state_dict(), hf_class)
+    source = without_wrappers(MemorySource(hf_model.state_dict(), hf_class), hf_class)
     config = hf_model.config.to_dict()
     return _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
 
@@ -153,6 +166,7 @@ def _understand(
     folder: Path | None,
     name: str,
 ) -> Checkpoint:
+    _check_code(family, config, where)
     present = family.parts_in(source.tensors)
     if task == ENCODER_TASK:
         parts = present & NOT_HEADS
@@ -184,6 +198,17 @@ def _understand(
         )
     chosen = _task_of(task, tasks, parts, where)
     return Checkpoint(family, hf_class, chosen, parts, config, source, where, folder, name, leave=False, dropped=dropped)
+
+
+def _check_code(family: Family, config: Mapping[str, Any], where: str) -> None:
+    """Refuse a checkpoint that comes with code of its own, whatever family it says that it belongs to."""
+    code = config.get("auto_map")
+    if code and not family.own_code:
+        raise UnknownArchitectureError(
+            f"{where}: auto_map={code!r} is code of the checkpoint's own, which is never run and is not understood. If it "
+            f"computes what {family.base_class} of transformers does, remove auto_map from the configuration; if it does not, "
+            "this model is not supported"
+        )
 
 
 def _broken(family: Family, unasked: frozenset[str], parts: frozenset[str], source: TensorSource) -> dict[str, frozenset[str]]:

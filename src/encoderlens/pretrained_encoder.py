@@ -1,12 +1,13 @@
 """PretrainedEncoder: making hooked encoders from configurations, checkpoints and Hugging Face models, and giving these back."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from encoderlens import conversion, loading
+from encoderlens import conversion, loading, state_dicts
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest
@@ -86,10 +87,40 @@ class PretrainedEncoder(Encoder):
         """The time of each position in seconds, of models that read waveforms."""
         return None
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in ``torch.nn.Module``, and further:
+
+        - a state dict of TransformerLens, or one that torch.compile or DataParallel has added to the names of, is recognised;
+        - what modules share (tied embeddings, ALBERT's layers) stays one parameter, also with ``assign``, and may be there
+          under one of its names only.
+
+        Args:
+            state_dict: tensors by name.
+            strict: refuse names that are missing or left over.
+            assign: take the tensors themselves, rather than their values.
+
+        Raises:
+            WeightsError: before anything is loaded, for different tensors in the place of one, and for TransformerLens' tensors
+                that do not fit.
+            RuntimeError: torch's own, for names or shapes that do not fit.
+        """
+        shared = state_dicts.shared_names(self)
+        loaded = super().load_state_dict(conversion.own_state(self, state_dict), strict, assign)
+        if assign:
+            state_dicts.join(self, shared)
+            self.cfg.bind(self)
+        return loaded
+
     def to_hf(self) -> Any:
         """The Hugging Face model of the class that was loaded, with this model's weights (a copy), dtype and device.
 
-        Weights for which that class has no place (the pooler of a BertForMaskedLM) are named in a log warning.
+        Parametrised and pruned layers give the weights that they compute with.
+
+        Weights for which that class has no place (the pooler of a BertForMaskedLM) are named in a log warning, and so are an
+        embedding and an unembedding that have come to differ, which are not tied in the result.
+
+        Raises:
+            WeightsError: for weights that are gone, and for different ones where the configuration calls for one.
         """
         return conversion.to_hf(self)
 

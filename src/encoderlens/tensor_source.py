@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from encoderlens import state_dicts
 from encoderlens.errors import CheckpointNotFoundError, WeightsError
 
 _DTYPES = {
@@ -194,12 +195,16 @@ class ShardedSource(TensorSource):
         self._shard_of[name].read_into(name, target, start)
 
 
-class JoinedSource(TensorSource):
-    """Several sources, each under a prefix of its own."""
+class NamedSource(TensorSource):
+    """Tensors of other sources, under other names.
 
-    def __init__(self, sources: Mapping[str, TensorSource]) -> None:
-        self._found = {f"{prefix}{name}": (source, name) for prefix, source in sources.items() for name in source.tensors}
-        self.tensors = {full: source.tensors[name] for full, (source, name) in self._found.items()}
+    Args:
+        found: by the name here, the source and the name there.
+    """
+
+    def __init__(self, found: Mapping[str, tuple[TensorSource, str]]) -> None:
+        self._found = found
+        self.tensors = {name: source.tensors[own] for name, (source, own) in found.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         source, own = self._found[name]
@@ -208,6 +213,23 @@ class JoinedSource(TensorSource):
     def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
         source, own = self._found[name]
         source.read_into(own, target, start)
+
+
+class JoinedSource(NamedSource):
+    """Several sources, each under a prefix of its own."""
+
+    def __init__(self, sources: Mapping[str, TensorSource]) -> None:
+        super().__init__({f"{prefix}{name}": (source, name) for prefix, source in sources.items() for name in source.tensors})
+
+
+def without_wrappers(source: TensorSource, where: str) -> TensorSource:
+    """A source without what wrappers such as torch.compile and DataParallel have added to its names.
+
+    Raises:
+        WeightsError: for two names that would become one.
+    """
+    names = state_dicts.without_wrappers(source.tensors, where)
+    return NamedSource({name: (source, stored) for name, stored in names.items()})
 
 
 _OPENERS: dict[str, Callable[[Path], TensorSource]] = {"model.safetensors": SafetensorsSource, "pytorch_model.bin": open_bin}
@@ -227,7 +249,8 @@ def open_folder(folder: Path) -> TensorSource:
         if not path.is_file():
             continue
         open_file = _OPENERS[name.removesuffix(INDEX)]
-        return _open_shards(path, open_file) if name.endswith(INDEX) else open_file(path)
+        source = _open_shards(path, open_file) if name.endswith(INDEX) else open_file(path)
+        return without_wrappers(source, str(path))
     raise CheckpointNotFoundError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
 
 

@@ -13,8 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from encoderlens.components.effective import REMEDY, computed_weights, effective
 from encoderlens.errors import WeightsError
 from encoderlens.names import did_you_mean
+from encoderlens.state_dicts import unwrapped
 from encoderlens.tensor_source import TensorSource
 
 CHUNK_BYTES = 16 * 2**20
@@ -48,7 +50,7 @@ class Row:
         pattern: einops pattern from the source's axes to the parameter's, in axis names of the glossary; empty: as it is.
         legacy: other spellings of the key, also as a piece of a tensor that holds several.
         spare: the class stores this tensor but computes with another of the same target; where they differ it is kept aside.
-        crop: the parameter may be shorter than the source along the first axis (positions beyond a chosen ``n_ctx``).
+        crop: the parameter may be shorter than the source along the first axis, if positions are cut to a chosen ``n_ctx``.
         piece: index and count, of a parameter that is a piece of the source.
     """
 
@@ -148,8 +150,18 @@ def _respelt(piece: Piece, new: str, old: str | Piece) -> Piece:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """What a table fills: parameters, under each of their names, and buffers. A buffer has a value before it is filled."""
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    """What a table fills: parameters, under each of their names, and buffers. A buffer has a value before it is filled.
+
+    A weight that is made of others is there too, as what it is now.
+    """
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors |= {name: effective(module, own) for module, own, name in computed_weights(model)}
+    return {unwrapped(name): tensor for name, tensor in tensors.items()}
+
+
+def computed_names(model: nn.Module) -> list[str]:
+    """The weights of a model that are made of others."""
+    return [unwrapped(name) for _, _, name in computed_weights(model)]
 
 
 def present(rows: Iterable[Row], model: nn.Module) -> list[Row]:
@@ -182,6 +194,11 @@ def find(row: Row, names: Iterable[str] | Mapping[str, object], base_prefix: str
     return next((piece for piece in candidates if piece.name in names), None)
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a key is like one of these file-name patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def apply(
     rows: Sequence[Row],
     source: TensorSource,
@@ -193,39 +210,44 @@ def apply(
     kept: Iterable[str] = (),
     tied: bool = True,
     leave: bool = False,
+    crop: bool = False,
 ) -> LoadReport:
     """Fill every parameter of ``model`` from ``source``, and every buffer that it holds.
 
     Args:
         rows: the expanded table; rows whose parameter the model does not have are passed over.
-        sizes: axis sizes for patterns (``head``, ``d_head``).
+        sizes: axis sizes for patterns (``head``, ``d_head``), and of positions (``pos``) if there is a table of them.
         ignored: file-name patterns of keys that hold nothing needed.
         kept: file-name patterns of keys that the model does not compute with, but keeps for the way back.
         tied: whether the configuration ties what can be tied; spare tensors may then not differ either.
         leave: leave tensors that no row names (they are reported) instead of refusing them.
+        crop: positions were cut to a chosen ``n_ctx``, so that the checkpoint's table of them may be longer.
 
     Raises:
-        WeightsError: before anything is read, for tensors that are missing, left over or misshapen; while reading, for
-            tensors that share a parameter but differ.
+        WeightsError: before anything is read, for tensors that are missing, left over or misshapen, and for a model with
+            weights that are made of others; while reading, for NaN, and for tensors that share a parameter but differ.
     """
+    computed = computed_names(model)
+    if computed:
+        raise WeightsError(f"{few(computed)}: parametrised or pruned, so that nothing can be read into it; {REMEDY}")
     parameters, rows = tensors_of(model), present(rows, model)
     if any(parameter.is_meta for parameter in parameters.values()):
         raise WeightsError("the model is on the meta device, which holds no numbers: make it on another one, such as 'cpu'")
     found = [(row, find(row, source.tensors, base_prefix)) for row in rows]
     used = {piece.name for _, piece in found if piece is not None}
-    skipped = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in ignored)]
-    aside = [name for name in source.tensors if name not in used and any(fnmatchcase(name, p) for p in kept)]
+    skipped = [name for name in source.tensors if name not in used and matches(name, ignored)]
+    aside = [name for name in source.tensors if name not in used and matches(name, kept)]
     over = [name for name in source.tensors if name not in used and name not in skipped and name not in aside]
     _check_missing(found, parameters, source)
     if over and not leave:
         origin = source.tensors[over[0]].origin
         known = [row.source for row in rows]
         raise WeightsError(
-            f"{origin} holds {len(over)} tensors that no part of the model takes: {_few(over)}{did_you_mean(over[0], known)}"
+            f"{origin} holds {len(over)} tensors that no part of the model takes: {few(over)}{did_you_mean(over[0], known)}"
         )
     for row, piece in found:
         if piece is not None:
-            _check_shape(row, piece, parameters[row.target], source, sizes)
+            _check_shape(row, piece, parameters[row.target], source, sizes, crop)
     filled: dict[int, str] = {}
     spare = {name: source.read(name, 0, (*source.tensors[name].shape, 1)[0]).clone() for name in aside}
     for row, piece in found:
@@ -234,11 +256,13 @@ def apply(
         parameter = parameters[row.target]
         if id(parameter) in filled:
             if not _equal(row, piece, parameter, source, sizes):
+                _check_numbers(source.read(piece.name, 0, source.tensors[piece.name].shape[0]), piece, source)
                 if tied or not row.spare:
                     raise _untied(piece.name, filled[id(parameter)], source)
                 spare[row.source] = source.read(piece.name, 0, len(parameter)).clone()
         else:
             _fill(row, piece, parameter, source, sizes)
+            _check_numbers(parameter, piece, source)
             filled[id(parameter)] = piece.name
     return LoadReport(len(used), tuple(skipped), tuple(over), spare)
 
@@ -256,6 +280,27 @@ def invert(rows: Iterable[Row], model: nn.Module, sizes: Mapping[str, int]) -> d
     }
 
 
+def translated(
+    rows: Iterable[Row], source: TensorSource, model: nn.Module, sizes: Mapping[str, int]
+) -> dict[str, tuple[str, Tensor]]:
+    """What a checkpoint holds of a model's tensors, by their names in the model: the checkpoint's key, and the tensor in the
+    model's layout.
+
+    Raises:
+        WeightsError: for tensors that are misshapen.
+    """
+    parameters, found = tensors_of(model), {}
+    for row in present(rows, model):
+        piece = find(row, source.tensors, "")
+        if piece is None:
+            continue
+        parameter = parameters[row.target]
+        _check_shape(row, piece, parameter, source, sizes)
+        parts = [values for _, _, values in _chunks(row, piece, parameter, source, sizes)]
+        found[row.target] = (piece.name, torch.cat(parts))
+    return found
+
+
 def _check_missing(found: list[tuple[Row, Piece | None]], tensors: Mapping[str, Tensor], source: TensorSource) -> None:
     parameters = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
     found = [(row, piece) for row, piece in found if row.target in parameters]
@@ -264,23 +309,25 @@ def _check_missing(found: list[tuple[Row, Piece | None]], tensors: Mapping[str, 
     missing = list(dict.fromkeys(missing))
     if missing:
         origin = next(iter(source.tensors.values())).origin if source.tensors else "the checkpoint"
-        raise WeightsError(f"{origin} lacks {len(missing)} tensors that its configuration calls for: {_few(missing)}")
+        raise WeightsError(f"{origin} lacks {len(missing)} tensors that its configuration calls for: {few(missing)}")
     covered = {id(parameters[row.target]) for row, _ in found}
     bare = [name for name, parameter in parameters.items() if id(parameter) not in covered]
     if bare:
-        raise WeightsError(f"the family's table fills no parameter {_few(bare)}")
+        raise WeightsError(f"the family's table fills no parameter {few(bare)}")
 
 
-def _check_shape(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
+def _check_shape(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int], crop: bool) -> None:
     name, info = piece.name, source.tensors[piece.name]
     expected = (piece.count * len(parameter), *parameter.shape[1:])
     if row.pattern:
         expected = tuple(_inverted(torch.empty(parameter.shape, device="meta"), row.pattern, sizes).shape)
-    cropped = row.crop and info.shape[1:] == expected[1:] and info.shape[:1] > expected[:1]
-    if info.shape != expected and not cropped:
+    longer = row.crop and info.shape[1:] == expected[1:] and info.shape[:1] > expected[:1]
+    if info.shape != expected and not (longer and crop):
+        pattern = f", pattern {row.pattern}" if row.pattern else ""
+        remedy = f"; correct the configuration, or keep the first positions with n_ctx={sizes['pos']}" if longer else ""
         raise WeightsError(
             f"{info.origin}: {name} has shape {list(info.shape)}, the configuration calls for {list(expected)} "
-            f"({row.target}{', pattern ' + row.pattern if row.pattern else ''})"
+            f"({row.target}{pattern}){remedy}"
         )
     if not info.dtype.is_floating_point:
         raise WeightsError(f"{info.origin}: {name} has dtype {info.dtype}; weights are floating-point numbers")
@@ -294,6 +341,16 @@ def _fill(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes
         return
     for start, stop, rows in _chunks(row, piece, parameter, source, sizes):
         parameter[start:stop].copy_(rows)
+
+
+@torch.no_grad()
+def _check_numbers(values: Tensor, piece: Piece, source: TensorSource) -> None:
+    """Refuse NaN. Minus infinity may be meant: as a bias, it rules an output out."""
+    if bool(values.sum().isnan()) and bool(values.isnan().any()):  # the sum is read once, and nothing is made
+        raise WeightsError(
+            f"{source.tensors[piece.name].origin}: {piece.name} holds NaN ({int(values.isnan().sum()):,} of {values.numel():,} "
+            "numbers): it was damaged, or training diverged. Take another copy, or an earlier checkpoint"
+        )
 
 
 def _equal(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> bool:
@@ -333,6 +390,7 @@ def _inverted(value: Tensor, pattern: str, sizes: Mapping[str, int]) -> Tensor:
     return _rearranged(value, f"{right} -> {left}", sizes)
 
 
-def _few(names: Sequence[str], most: int = 4) -> str:
+def few(names: Sequence[str], most: int = 4) -> str:
+    """Names for a message, the first of them if there are many."""
     listed = ", ".join(names[:most])
     return listed if len(names) <= most else f"{listed} and {len(names) - most} more"

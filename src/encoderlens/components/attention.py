@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.freezing import Freezable
 from encoderlens.components.linear import Linear, WeightView
 from encoderlens.components.residual import Writer
@@ -69,15 +70,16 @@ class Attention(Writer, Freezable):
         v = self.hook_v(self._project(v_input, self.v))
         z = self.hook_z(self._mix(q, k, v, sequence))
         if self.hook_result.active:
-            result = self.hook_result(self.spread(z, self.W_O))
-            return result.sum(-2) if self.o.bias is None else result.sum(-2) + self.o.bias
+            result, bias = self.hook_result(self.spread(z, self.W_O)), self.out_bias
+            return result.sum(-2) if bias is None else result.sum(-2) + bias
         return self.o(z.flatten(-2))
 
     def _project(self, x: Tensor, linear: Linear) -> HeadVectors:
         if x.ndim == 3:
             return linear(x).unflatten(-1, (-1, self.d_head))
-        projected = torch.einsum("...hm,hdm->...hd", x, linear.weight.unflatten(0, (-1, self.d_head)))
-        return projected if linear.bias is None else projected + linear.bias.unflatten(0, (-1, self.d_head))
+        weight, bias = effective(linear), effective_bias(linear)
+        projected = torch.einsum("...hm,hdm->...hd", x, weight.unflatten(0, (-1, self.d_head)))
+        return projected if bias is None else projected + bias.unflatten(0, (-1, self.d_head))
 
     def _mix(self, q: HeadVectors, k: KVHeadVectors, v: KVHeadVectors, sequence: Sequence) -> HeadVectors:
         q, k = self.placed(q, k, sequence)
@@ -130,18 +132,22 @@ class Attention(Writer, Freezable):
         return [self.hook_result]
 
     @property
+    def out_layer(self) -> Linear:
+        return self.o
+
+    @property
     def out_weight(self) -> Float[Tensor, "head d_head d_model"]:
         return self.W_O
 
     @property
     def out_bias(self) -> Float[Tensor, " d_model"] | None:
-        return self.o.bias
+        return effective_bias(self.o)
 
     def spread(self, activation: HeadVectors, weight: Float[Tensor, "head d_head out"]) -> Float[Tensor, "*rows head out"]:
         return torch.einsum("...hd,hdm->...hm", activation, weight)
 
     def dot(self, activation: HeadVectors, gradient: Stream) -> Float[Tensor, "*rows head"]:
-        return ((gradient @ self.o.weight).unflatten(-1, activation.shape[-2:]) * activation).sum(-1)
+        return ((gradient @ effective(self.o)).unflatten(-1, activation.shape[-2:]) * activation).sum(-1)
 
 
 def _masked(scores: Tensor, allowed: Tensor | None) -> Scores:

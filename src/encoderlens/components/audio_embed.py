@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from encoderlens.components.activations import Activation
+from encoderlens.components.effective import effective
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step, Write
@@ -56,7 +57,7 @@ class WeightNormConvPositions(ConvPositions):
     @property
     def weight(self) -> Float[Tensor, "d_model group kernel"]:
         """The convolution's weight, ``g v / |v|`` for each tap."""
-        return torch._weight_norm(self.v, self.g, 2)  # pyright: ignore[reportPrivateImportUsage]  (one pass, not three)
+        return torch._weight_norm(effective(self, "v"), effective(self, "g"), 2)  # pyright: ignore[reportPrivateImportUsage]  (one pass, not three)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Float[Tensor, "batch pos d_model"]:
         return self.convolved(x, self.weight)

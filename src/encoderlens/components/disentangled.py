@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from encoderlens.components.attention import Attention
+from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.linear import Component, Gains, Linear, WeightView
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
@@ -42,14 +43,17 @@ class RelativeEmbedding(Gains, Component):
 
     def forward(self, sequence: Sequence) -> tuple[Float[Tensor, "bucket d_model"], Int[Tensor, "query key"]]:
         """The vectors of all buckets that a batch has, and which of them stands between each query and key."""
-        device = self.weight.device
+        weight = self.weight
+        device = weight.device
         key = ("relative rows", self.n_buckets, self.max_distance, device)
         first, last, which = sequence.once(key, lambda: self._within(sequence.pos, device))
-        return F.dropout(self.normed(self.weight), self.dropout, self.training)[first : last + 1], which
+        return F.dropout(self.normed(weight), self.dropout, self.training)[first : last + 1], which
 
     def normed(self, vectors: Float[Tensor, "bucket d_model"]) -> Float[Tensor, "bucket d_model"]:
         """Vectors as attention reads them."""
-        return vectors if self.norm_eps is None else F.layer_norm(vectors, vectors.shape[-1:], self.w, self.b, self.norm_eps)
+        if self.norm_eps is None:
+            return vectors
+        return F.layer_norm(vectors, vectors.shape[-1:], effective(self, "w"), effective_bias(self, "b"), self.norm_eps)
 
     def _within(self, n_positions: int, device: torch.device) -> tuple[int, int, Int[Tensor, "query key"]]:
         """The first and the last row that so many positions need, and the row of each pair, counted from the first."""
@@ -151,7 +155,7 @@ class DisentangledAttention(ContentAttention):
         return self.hook_rel_bias(parts[0] if len(parts) == 1 else parts[0] + parts[1])
 
     def position_keys(self, vectors: Float[Tensor, "bucket d_model"]) -> Float[Tensor, "bucket head d_head"]:
-        """Keys of relative positions, from their vectors (``relative.normed(relative.weight)``), where there is c2p."""
+        """Keys of relative positions, from their vectors (``relative.normed(relative.W_rel)``), where there is c2p."""
         linear = self.k if self.shares else self.pos_k
         return self.per_head(linear(vectors).unflatten(-1, (-1, self.d_head)))
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from encoderlens.components.effective import effective
 from encoderlens.components.linear import Component, Linear, WeightView
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Projection, Step, Write
@@ -194,7 +195,7 @@ class Embed(nn.Module):
 
     def to_stream(self, table: Float[Tensor, "row d_embed"]) -> Float[Tensor, "row d_model"]:
         """Rows of a table as the stream gets them but for the norm: the rows themselves, or through the projection."""
-        return table if self.projection is None else table @ self.projection.weight.mT
+        return table if self.projection is None else table @ effective(self.projection).mT
 
 
 class TokenDropoutEmbed(Embed):

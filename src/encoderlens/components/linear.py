@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from encoderlens.components.effective import REMEDY, ComputedWeight, effective, effective_bias, is_computed
 from encoderlens.errors import WeightsError
 
 
@@ -37,7 +38,8 @@ class WeightView:
     """A parameter under its TransformerLens name and in its shape, as a live view.
 
     Reading gives a view, so an edit in place under ``torch.no_grad()`` edits the model. Assigning copies the whole tensor
-    into the parameter. A bias that the layer does not have reads as zeros, which cannot be written to.
+    into the parameter. A bias that the layer does not have reads as zeros, which cannot be written to. A weight that is made of
+    others (parametrised, pruned) reads as what the layer computes with now, with gradients to these; it cannot be assigned.
 
     Args:
         path: the parameter, from the module that has the view.
@@ -65,12 +67,19 @@ class WeightView:
     def __get__(self, module: nn.Module | None, owner: type) -> "WeightView | Tensor":
         if module is None:
             return self
-        stored = self._stored(module)
-        return rearrange(stored, self.pattern, **self._sizes(module)) if self.pattern else stored
+        weight = self._weight(module)
+        view = rearrange(weight, self.pattern, **self._sizes(module)) if self.pattern else weight
+        return view.as_subclass(ComputedWeight) if is_computed(*self._place(module)) else view
 
     def __set__(self, module: nn.Module, value: Tensor) -> None:
-        if self._is_missing(module):
+        owner, leaf = self._place(module)
+        if effective_bias(owner, leaf) is None:
             raise WeightsError(f"{self.name} cannot be assigned: this model's layers have no such bias")
+        if is_computed(owner, leaf):
+            raise WeightsError(
+                f"{self.name} cannot be assigned: {self.path} is parametrised or pruned, and so made of other parameters. Edit "
+                f"these, or {REMEDY}"
+            )
         expected = self.__get__(module, type(module)).shape
         if not isinstance(value, Tensor) or value.shape != expected:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -78,21 +87,21 @@ class WeightView:
         left, right = self.pattern.split("->") if self.pattern else ("", "")
         source = rearrange(value, f"{right} -> {left}", **self._sizes(module)) if self.pattern else value
         with torch.no_grad():
-            self._stored(module).copy_(source)
+            self._weight(module).copy_(source)
 
-    def _stored(self, module: nn.Module) -> Tensor:
+    def _weight(self, module: nn.Module) -> Tensor:
         """The parameter, or what stands for it: without rows that are no part of the view, zeros for a missing bias."""
-        if self._is_missing(module):
-            weight = self._owner(module).get_parameter("weight")
-            return weight.new_zeros(()).expand(len(weight))
-        parameter = module.get_parameter(self.path)
-        return parameter[getattr(module, self.skip) :] if self.skip else parameter
+        owner, leaf = self._place(module)
+        weight = effective_bias(owner, leaf)
+        if weight is None:
+            rows = effective(owner)
+            return rows.new_zeros(()).expand(len(rows))
+        return weight[getattr(module, self.skip) :] if self.skip else weight
 
-    def _is_missing(self, module: nn.Module) -> bool:
-        return getattr(self._owner(module), self.path.rpartition(".")[2]) is None
-
-    def _owner(self, module: nn.Module) -> nn.Module:
-        return module.get_submodule(self.path.rpartition(".")[0])
+    def _place(self, module: nn.Module) -> tuple[nn.Module, str]:
+        """The module that has the weight, and its name there."""
+        owner, _, leaf = self.path.rpartition(".")
+        return module.get_submodule(owner), leaf
 
     def _sizes(self, module: nn.Module) -> dict[str, int]:
         left = self.pattern.split("->")[0].replace("(", " ").replace(")", " ").split()

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from encoderlens.components.activations import Activation, GatedActivation
+from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.linear import Linear, WeightView
 from encoderlens.components.residual import Writer
 from encoderlens.hook_points import HookPoint
@@ -35,18 +36,22 @@ class NeuronWriter(Writer):
         return self.hook_post
 
     @property
+    def out_layer(self) -> Linear:
+        return self.output
+
+    @property
     def out_weight(self) -> Float[Tensor, "d_mlp d_model"]:
         return self.W_out
 
     @property
     def out_bias(self) -> Float[Tensor, " d_model"] | None:
-        return self.output.bias
+        return effective_bias(self.output)
 
     def spread(self, activation: Neurons, weight: Float[Tensor, "d_mlp out"]) -> Float[Tensor, "*rows d_mlp out"]:
         return activation.unsqueeze(-1) * weight
 
     def dot(self, activation: Neurons, gradient: Stream) -> Neurons:
-        return activation * (gradient @ self.output.weight)
+        return activation * (gradient @ effective(self.output))
 
 
 class MLP(NeuronWriter):

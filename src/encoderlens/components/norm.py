@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.freezing import Freezable
 from encoderlens.components.linear import Gains
 from encoderlens.hook_points import HookPoint
@@ -44,11 +45,16 @@ class ScaledNorm(Freezable, Gains, ABC):
         normalized = self._normalized(wide)
         return (normalized * self.w if self.b is None else torch.addcmul(self.b, normalized, self.w)).to(x.dtype)
 
+    @property
+    def bias(self) -> Float[Tensor, " d_model"] | None:
+        """What it adds, if anything: ``b`` as it is now."""
+        return effective_bias(self, "b")
+
     def in_front_of(self, matrix: Float[Tensor, "d_model out"] | None) -> Float[Tensor, "d_model out"]:
         """The matrix of this norm's linear part at a scale of one, times ``matrix`` (None: the identity), in float32 or wider,
         on the matrix's device: ``x @ result`` is ``(centred(x) * w) @ matrix``.
         """
-        w = at_least_float32(self.w.detach())
+        w = at_least_float32(effective(self, "w").detach())
         return self._centre_in_front_of(w.diag() if matrix is None else w.to(matrix.device)[:, None] * matrix)
 
     def _normalized(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:

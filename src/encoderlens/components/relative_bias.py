@@ -29,9 +29,10 @@ class RelativeBias(Component):
         self.weight = torch.nn.Parameter(torch.empty(n_buckets, n_heads))
 
     def forward(self, sequence: Sequence) -> Float[Tensor, "head query key"]:
-        device = self.weight.device
-        buckets = sequence.once(("relative buckets", len(self.weight), device), lambda: self.buckets(sequence.pos, device))
-        return F.embedding(buckets, self.weight).permute(2, 0, 1)
+        weight = self.weight
+        device = weight.device
+        buckets = sequence.once(("relative buckets", len(weight), device), lambda: self.buckets(sequence.pos, device))
+        return F.embedding(buckets, weight).permute(2, 0, 1)
 
     def buckets(self, n_positions: int, device: torch.device | None = None) -> Int[Tensor, "query key"]:
         """The bucket of each pair of positions."""

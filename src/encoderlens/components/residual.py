@@ -11,6 +11,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.linear import Component, Linear
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.hook_points import HookPoint
@@ -40,6 +41,11 @@ class Writer(Component, ABC):
     def after_parts(self) -> list[HookPoint]:
         """Hook points between the activations of the parts and the output."""
         return []
+
+    @property
+    @abstractmethod
+    def out_layer(self) -> Linear:
+        """The layer that writes."""
 
     @property
     @abstractmethod
@@ -145,7 +151,7 @@ class Norm(Passage):
 
     @property
     def bias(self) -> Float[Tensor, " d_model"] | None:
-        return self.norm.b
+        return self.norm.bias
 
     @property
     def scale_point(self) -> HookPoint:
@@ -187,10 +193,10 @@ class Projection(Passage):
 
     @property
     def bias(self) -> Float[Tensor, " d_model"] | None:
-        return self.linear.bias
+        return effective_bias(self.linear)
 
     def in_front_of(self, matrix: Float[Tensor, "d_model out"] | None) -> Float[Tensor, "d_embed out"]:
-        weight = at_least_float32(self.linear.weight.detach().mT)
+        weight = at_least_float32(effective(self.linear).detach().mT)
         return weight if matrix is None else weight.to(matrix) @ matrix
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from encoderlens.components.attention import Attention
+from encoderlens.components.effective import effective
 from encoderlens.errors import AnalysisError
 from encoderlens.factored_matrix import FactoredMatrix
 from encoderlens.hook_points import HookPoint
@@ -62,7 +63,7 @@ class RotaryAttention(Attention):
     def allowed(self, sequence: Sequence) -> Bool[Tensor, "..."] | None:
         if self.window is None:
             return sequence.key_mask
-        return sequence.window_mask(self.window, self.q.weight.device)
+        return sequence.window_mask(self.window, effective(self.q).device)
 
     def check_bilinear(self) -> None:
         raise AnalysisError(
@@ -74,7 +75,7 @@ class RotaryAttention(Attention):
         """``W_Q R(distance) W_K^T`` of every head [head d_model d_model], unscaled and without biases: the score of a query for
         a key that lies so many positions after it is ``x_query QK x_key``, if it is not beyond the window.
         """
-        angles = distance * self.frequencies(self.q.weight.device)
+        angles = distance * self.frequencies(effective(self.q).device)
         return FactoredMatrix(_turned(self.W_Q, (angles.cos(), (-angles).sin())), self.per_head(self.W_K, 0).mT)
 
 

@@ -1,6 +1,6 @@
 """EncoderConfig: what an encoder is made of, as a frozen sum of parts."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from encoderlens.config.attention import AttentionPart
@@ -182,6 +182,11 @@ class EncoderConfig:
     @property
     def tie_word_embeddings(self) -> bool:
         return all(head.tied for head in self.heads if isinstance(head, MaskedLMPart))
+
+    def untied(self) -> "EncoderConfig":
+        """The same with an unembedding of its own."""
+        heads = tuple(replace(head, tied=False) if isinstance(head, MaskedLMPart) else head for head in self.heads)
+        return replace(self, heads=heads)
 
     @property
     def normalization_type(self) -> str:

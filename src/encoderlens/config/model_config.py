@@ -1,5 +1,6 @@
 """ModelConfig: the configuration of a model that is there, with what it is now."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ _FACTS: dict[str, Callable[[nn.Module], Any]] = {
 class ModelConfig:
     """``model.cfg``: an EncoderConfig's properties, the device and dtype of the parameters, and the ``use_*`` flags.
 
-    The flags choose which on-demand hook points a names filter of None includes; they are all that can be set.
+    The flags choose which on-demand hook points a names filter of None includes; they are all that can be set. It does not
+    keep the model alive: when the model is gone, and in a copy, device, dtype and size are those that it had last.
 
     Attributes:
         encoder: the frozen EncoderConfig.
@@ -41,8 +43,8 @@ class ModelConfig:
         self.bind(model)
 
     def bind(self, model: nn.Module) -> None:
-        """Read device, dtype and size from this model from now on."""
-        self.__dict__["_model"] = model
+        """Read device, dtype and size from this model from now on, and note them for when it is gone."""
+        self.__dict__.update(_model=weakref.ref(model), _last={fact: read(model) for fact, read in _FACTS.items()})
 
     @property
     def device(self) -> torch.device:
@@ -58,11 +60,11 @@ class ModelConfig:
         return self._read("n_params")
 
     def _read(self, fact: str) -> Any:
-        model = self.__dict__["_model"]
-        return self.__dict__["_kept"][fact] if model is None else _FACTS[fact](model)
+        model = self.__dict__["_model"]()
+        return self.__dict__["_last"][fact] if model is None else _FACTS[fact](model)
 
     def __getstate__(self) -> dict[str, Any]:  # a copy keeps what the model is now, and not the model with its weights
-        return self.__dict__ | {"_model": None, "_kept": {fact: self._read(fact) for fact in _FACTS}}
+        return self.__dict__ | {"_model": _no_model, "_last": {fact: self._read(fact) for fact in _FACTS}}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or "encoder" not in self.__dict__:
@@ -79,3 +81,7 @@ class ModelConfig:
     def __repr__(self) -> str:
         flags = ", ".join(f"{flag}={getattr(self, flag)}" for flag in self.FLAGS)
         return f"ModelConfig({self.encoder!r}, device={self.device}, dtype={self.dtype}, {flags})"
+
+
+def _no_model() -> None:
+    """What stands for the reference to the model in a copy."""

@@ -1,5 +1,7 @@
 """The tables of TransformerLens' state dicts of HookedEncoder and HookedAudioEncoder: one more spelling of the weights."""
 
+from collections.abc import Collection
+
 import encoderlens.families.speech as speech
 from encoderlens.weights import Row, expand
 
@@ -48,6 +50,7 @@ TEXT = (
     *_affine("pooler", "pooler.dense", "W", "out"),
     *_affine("nsp_head", "nsp_head.dense", "W", "label"),
 )
+HEADS = {"masked_lm": {"mlm_head", "unembed"}, "next_sentence": {"nsp_head"}}  # and their modules
 # The audio class held a whole Hugging Face base model, of which it ran all but the layers.
 HF_MODEL = "hubert_model."
 AUDIO = (
@@ -57,6 +60,13 @@ AUDIO = (
 IN_FRONT_AND_BEHIND = {"text": TEXT, "audio": AUDIO}
 IGNORED = ("*.attn.mask", "*.attn.IGNORE", f"{HF_MODEL}encoder.layers.*", f"{HF_MODEL}*num_batches_tracked")
 EPS = 1e-5  # what its configuration says of eps when it is left out
+
+
+def parts_in(names: Collection[str]) -> tuple[tuple[str, ...], bool]:
+    """The tasks of the heads of which a state dict of its text class holds any tensor, and whether there is a pooler."""
+    modules = {name.split(".")[0] for name in names}
+    heads = tuple(task for task, own in HEADS.items() if modules & own)
+    return heads, "pooler" in modules or "next_sentence" in heads
 
 
 def rows(modality: str, n_layers: int, n_convs: int) -> list[Row]:

@@ -32,5 +32,4 @@ class AudioClassificationHead(ClassHead):
         return self.classifier(sequence.mean(self.projector(resid)))
 
     def all_biases(self) -> Biases:
-        projector, classifier = self.projector.dense, self.classifier.dense
-        return {"projector_b": (projector, projector.bias), "head_b": (classifier, classifier.bias)}
+        return {"projector_b": (self.projector.dense, "bias"), "head_b": (self.classifier.dense, "bias")}

@@ -45,7 +45,7 @@ class NextSentenceHead(ClassHead):
         return self.nsp_head(self.pooler(resid, sequence))
 
     def all_biases(self) -> Biases:
-        return self.pooler.biases() | {"head_b": (self.nsp_head.dense, self.nsp_head.dense.bias)}
+        return self.pooler.biases() | {"head_b": (self.nsp_head.dense, "bias")}
 
 
 class SentenceOrderHead(ClassHead):
@@ -63,7 +63,7 @@ class SentenceOrderHead(ClassHead):
         return self.sop_head(self.pooler(resid, sequence))
 
     def all_biases(self) -> Biases:
-        return self.pooler.biases() | {"head_b": (self.sop_head.dense, self.sop_head.dense.bias)}
+        return self.pooler.biases() | {"head_b": (self.sop_head.dense, "bias")}
 
 
 class TokenClassificationHead(ClassHead):
@@ -87,7 +87,7 @@ class TokenClassificationHead(ClassHead):
 
     def all_biases(self) -> Biases:
         transform = {} if self.pre_classifier is None else self.pre_classifier.biases()
-        return transform | {"head_b": (self.classifier.dense, self.classifier.dense.bias)}
+        return transform | {"head_b": (self.classifier.dense, "bias")}
 
 
 class ReplacedTokenHead(NamedOutputs[Batch]):
@@ -119,7 +119,7 @@ class ReplacedTokenHead(NamedOutputs[Batch]):
         return [[self.verdicts[verdict] for verdict in row] for row in real_rows(replaced, batch.sequence)]
 
     def all_biases(self) -> Biases:
-        return self.pre_classifier.biases() | {"head_b": (self.rtd_head.dense, self.rtd_head.dense.bias)}
+        return self.pre_classifier.biases() | {"head_b": (self.rtd_head.dense, "bias")}
 
     def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
         """Of each token having been replaced."""

@@ -83,7 +83,7 @@ class CTCHead(TokenOutputs[AudioContext]):
         return super().output_index(target, tokenizer)
 
     def all_biases(self) -> Biases:
-        return {"head_b": (self.ctc_head.dense, self.ctc_head.dense.bias)}
+        return {"head_b": (self.ctc_head.dense, "bias")}
 
     @property
     def blank(self) -> int:

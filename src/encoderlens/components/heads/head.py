@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from encoderlens.batch import Batch
+from encoderlens.components.effective import effective_bias
 from encoderlens.components.freezing import freeze
 from encoderlens.components.heads.modules import Biases
 from encoderlens.components.layer_sum import LayerSum
@@ -103,11 +104,12 @@ class Readout(ABC):
 
     def biases(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """The biases that it has by row label, each with the module to whose output it is added."""
-        return {label: (module, bias) for label, (module, bias) in self.all_biases().items() if bias is not None}
+        found = {label: (module, effective_bias(module, name)) for label, (module, name) in self.all_biases().items()}
+        return {label: (module, bias) for label, (module, bias) in found.items() if bias is not None}
 
     @abstractmethod
     def all_biases(self) -> Biases:
-        """As ``biases``, with None for those that this checkpoint's layers do not have."""
+        """Where the biases are, those included that this checkpoint's layers do not have."""
 
 
 class Head(Readout, Generic[BatchKind]):

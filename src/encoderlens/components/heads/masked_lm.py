@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.heads.head import TextContext, TokenOutputs, check_class_ids, cross_entropy
 from encoderlens.components.heads.modules import Biases, MLMTransform, Unembed
 from encoderlens.components.norm import ScaledNorm
@@ -53,15 +54,15 @@ class MaskedLMHead(TokenOutputs[TextContext]):
         return cross_entropy(logits, labels)
 
     def all_biases(self) -> Biases:
-        unembed: Biases = {"b_U": (self.unembed, self.unembed.bias)}
+        unembed: Biases = {"b_U": (self.unembed, "bias")}
         if self.transform is None:
             return unembed
-        dense, ln = self.transform.dense, self.transform.ln
-        return {"head_b": (dense, dense.bias), "head_ln_b": (ln, ln.b), **unembed}
+        return {"head_b": (self.transform.dense, "bias"), "head_ln_b": (self.transform.ln, "b"), **unembed}
 
     def score(self, resid: Tensor, sequence: Sequence, targets: Tensor) -> Tensor:
-        scores = (self._transformed(resid) * self.unembed.weight[targets]).sum(-1)
-        return scores if self.unembed.bias is None else scores + self.unembed.bias[targets]
+        bias = effective_bias(self.unembed)
+        scores = (self._transformed(resid) * effective(self.unembed)[targets]).sum(-1)
+        return scores if bias is None else scores + bias[targets]
 
     @property
     def n_outputs(self) -> int:

@@ -14,7 +14,7 @@ from encoderlens.components.norm import ScaledNorm
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 
-Biases = dict[str, tuple[nn.Module, Tensor | None]]  # by row label, with the module to whose output each is added
+Biases = dict[str, tuple[nn.Module, str]]  # by row label: the module to whose output each is added, and its name there
 
 
 class MLMTransform(Component):
@@ -76,8 +76,8 @@ class Pooler(Component):
         return self.hook_pooler_out(self.act_fn(self.dense(first)))
 
     def biases(self) -> Biases:
-        """Its bias by row label, with the module to whose output it is added."""
-        return {"pooler_b": (self.dense, self.dense.bias)}
+        """Its bias by row label."""
+        return {"pooler_b": (self.dense, "bias")}
 
 
 class PreClassifier(Component):
@@ -121,9 +121,9 @@ class PreClassifier(Component):
         return sequence.first(resid) if self.reads == "first" else sequence.mean(resid)
 
     def biases(self) -> Biases:
-        """Its biases by row label, each with the module to whose output it is added."""
-        norm = {} if self.ln is None else {"pre_classifier_ln_b": (self.ln, self.ln.b)}
-        return {"pre_classifier_b": (self.dense, self.dense.bias), **norm}
+        """Its biases by row label."""
+        norm = {} if self.ln is None else {"pre_classifier_ln_b": (self.ln, "b")}
+        return {"pre_classifier_b": (self.dense, "bias"), **norm}
 
 
 class Projector(Component):

@@ -45,7 +45,7 @@ class QuestionAnsweringHead(NamedOutputs[TextContext]):
 
     def all_biases(self) -> Biases:
         transform = {} if self.pre_classifier is None else self.pre_classifier.biases()
-        return transform | {"head_b": (self.qa_head.dense, self.qa_head.dense.bias)}
+        return transform | {"head_b": (self.qa_head.dense, "bias")}
 
     def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
         """Of the answer's start and end: over real positions."""

@@ -28,7 +28,7 @@ class SentenceModule(Component, ABC):
         """The next vector."""
 
     def biases(self, name: str) -> Biases:
-        """Its biases by row label, each with the module to whose output it is added.
+        """Its biases by row label.
 
         Args:
             name: its own name in the model.
@@ -74,7 +74,7 @@ class SentenceDense(SentenceModule):
         return self.hook_out(out)
 
     def biases(self, name: str) -> Biases:
-        return {f"{name}_b": (self.dense, self.dense.bias)}
+        return {f"{name}_b": (self.dense, "bias")}
 
 
 class SentenceLayerNorm(SentenceModule):
@@ -89,7 +89,7 @@ class SentenceLayerNorm(SentenceModule):
         return self.hook_out(self.ln(x))
 
     def biases(self, name: str) -> Biases:
-        return {f"{name}_b": (self.ln, self.ln.b)}
+        return {f"{name}_b": (self.ln, "b")}
 
 
 class SentenceNormalize(SentenceModule, Freezable):

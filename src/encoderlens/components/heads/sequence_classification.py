@@ -71,7 +71,7 @@ class SequenceClassificationHead(NamedOutputs[Batch]):
         return [self.labels[best] for best in logits.argmax(-1).tolist()]
 
     def all_biases(self) -> Biases:
-        return self.reader.biases() | {"head_b": (self.classifier.dense, self.classifier.dense.bias)}
+        return self.reader.biases() | {"head_b": (self.classifier.dense, "bias")}
 
     def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
         """Of each label on its own for a multi-label head; a regression's values as they are."""

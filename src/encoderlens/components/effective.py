@@ -1,0 +1,113 @@
+"""Effective weights: what a module computes with, also where torch makes a weight of other parameters.
+
+``torch.nn.utils.parametrize`` (and with it LoRA, ``parametrizations.weight_norm`` and the like), ``prune``, ``weight_norm`` and
+``spectral_norm`` take a parameter out of its module and put in its place what they make of others. Whoever reads a weight reads
+that.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from encoderlens.errors import WeightsError
+
+REMEDY = (
+    "make what it is now a parameter again, with torch.nn.utils.parametrize.remove_parametrizations or "
+    "torch.nn.utils.prune.remove"
+)
+
+STAND_IN = "what stands in for a layer needs the weights that it computes with, under the names that the layer has for them"
+
+
+def effective(module: nn.Module, name: str = "weight") -> Tensor:
+    """A weight as the module computes with it now.
+
+    Pruning, and the older norms, set an attribute before each run of the module. It is made anew here: since that run, the
+    parameters may have been trained, moved or cast.
+
+    Raises:
+        WeightsError: for a module that stands in for a layer, and has no such weight.
+    """
+    weight = effective_bias(module, name)
+    if weight is None:
+        raise WeightsError(f"the {name} of this {type(module).__name__} is None; {STAND_IN}")
+    return weight
+
+
+def effective_bias(module: nn.Module, name: str = "bias") -> Tensor | None:
+    """As ``effective``; None for a bias that the module does not have."""
+    recipe = _recipes(module).get(name) if module._forward_pre_hooks else None
+    if recipe is not None:
+        return recipe(module)
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise WeightsError(f"this {type(module).__name__} has no {name}; {STAND_IN}") from error
+
+
+class ComputedWeight(Tensor):
+    """A weight that is made of others, as it is read: it can be computed with, but an edit in place would be lost.
+
+    What is computed from it is an ordinary tensor; a view of it is a ComputedWeight too.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs a function of torch on it.
+
+        Raises:
+            WeightsError: for one that writes into it.
+        """
+        if args and isinstance(args[0], cls) and _writes(func.__name__):
+            raise WeightsError(
+                "this weight is parametrised or pruned, and so made of other parameters: an edit in place would be lost. Edit "
+                f"these, or {REMEDY}"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        return result.as_subclass(cls) if isinstance(result, Tensor) and result._is_view() else result
+
+
+def _writes(function: str) -> bool:
+    """Whether a function of this name writes into its first argument: ``add_``, but not ``__add__``."""
+    return function == "__setitem__" or (function.endswith("_") and not function.endswith(("__", "requires_grad_")))
+
+
+def is_computed(module: nn.Module, name: str) -> bool:
+    """Whether a weight of a module is made of others."""
+    return name in computed_names(module)
+
+
+def computed_names(module: nn.Module) -> list[str]:
+    """The weights of a module that are made of others."""
+    parametrized = cast(nn.ModuleDict, module.parametrizations) if is_parametrized(module) else ()
+    return [*parametrized, *_recipes(module)]
+
+
+def computed_weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Every weight inside a model that is made of others: its module, its name there, and its name in the model."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in computed_names(module):
+            yield module, name, f"{path}.{name}".removeprefix(".")
+
+
+def _recipes(module: nn.Module) -> dict[str, Callable[[nn.Module], Tensor]]:
+    """How the weights are made that a hook sets before each run, by name."""
+    recipes: dict[str, Callable[[nn.Module], Tensor]] = {}
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            recipes[hook._tensor_name] = hook.apply_mask
+        elif isinstance(hook, WeightNorm):
+            recipes[hook.name] = hook.compute_weight
+        elif isinstance(hook, SpectralNorm):
+            recipes[hook.name] = partial(hook.compute_weight, do_power_iteration=False)
+    return recipes
