@@ -1007,13 +1007,43 @@ def test_to_frames_refuses_hooks_that_it_does_not_reach(model: HookedAudioEncode
         model.to_frames(speech(CLUBS))
 
 
-def test_what_is_cached_is_not_the_callers_tensor() -> None:
+CHANGED_LATER: dict[str, Callable[[], Any]] = {
+    "tensor": lambda: torch.from_numpy(CLIP.copy()),
+    "array": CLIP.copy,
+    "batch": lambda: torch.from_numpy(np.stack([CLIP, CLIP[::-1]])),
+    "list": lambda: [torch.from_numpy(CLIP.copy()), OTHER.copy()],
+    "frames": lambda: torch.randn(1, N_FRAMES, 24),
+}
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long])
+@pytest.mark.parametrize("form", CHANGED_LATER)
+def test_what_the_caller_changes_later_changes_no_batch_and_no_cache(form: str, dtype: torch.dtype, normalizes: bool) -> None:
+    model, inputs = with_extractor(LAYER, do_normalize=normalizes), CHANGED_LATER[form]()
+    frame = torch.arange(N_FRAMES).repeat(2 if form in ("batch", "list") else 1, 1)
+    mask, masked = (frame < 50).to(dtype), (frame // 9 == 2).to(dtype)
+    prepared = model.prepare(inputs, mask, mask_time_indices=masked)
+    expected, (_, cache) = model(prepared), model.run_with_cache(inputs, mask, mask_time_indices=masked)
+    kept, frames = cache.mask.clone(), cache["embed"].clone()
+    for tensor in (*(inputs if form == "list" else [inputs]), mask, masked):
+        tensor[...] = 1 - tensor if tensor.dtype != torch.bool else ~tensor
+    assert torch.equal(model(prepared), expected)
+    assert torch.equal(cache.mask, kept)
+    assert torch.equal(cache["embed"], frames)
+
+
+def test_what_is_changed_in_a_cache_changes_no_batch() -> None:
     model = tiny_speech()
-    frames = model.to_frames(speech(CLUBS))[0].detach()
-    _, cache = model.run_with_cache(frames)
-    kept = cache["embed"].clone()
-    frames.zero_()
-    assert torch.equal(cache["embed"], kept)
+    batch = model.prepare(model.to_frames(CLIP)[0], torch.arange(N_FRAMES)[None] < 50)
+    unmasked = model.prepare(model.to_frames(CLIP)[0])
+    for prepared in (batch, unmasked):
+        expected, (_, cache) = model(prepared), model.run_with_cache(prepared)
+        for name in ("embed.hook_embed", "hook_full_embed"):
+            cache[name].zero_()
+        if cache.mask is not None:
+            cache.mask.logical_not_()
+        assert torch.equal(model(prepared), expected)
 
 
 @pytest.mark.parametrize("n_frames", [-1, "x", 1.5, True, None])

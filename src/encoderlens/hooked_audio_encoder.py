@@ -348,7 +348,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         def first_stream() -> Resid:
             if not plan.embeds:
                 return self.check_stream(inputs)
-            frames = self._frames(batch) if batch.frames is None else batch.frames
+            frames = self._frames(batch) if batch.frames is None else batch.frames.clone()  # a cache keeps what is its own
             return self.hook_full_embed(self.embed(frames, batch.masked, batch.sequence))
 
         return self.run(plan, batch, first_stream, labels, chosen)

@@ -24,6 +24,7 @@ from encoderlens.given import as_integers, as_tensor, check_text, described, dty
 from encoderlens.names import did_you_mean
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence, at_positions
+from encoderlens.tokenizing import pieces
 
 IGNORED = -100
 
@@ -256,8 +257,8 @@ class TokenOutputs(Head[BatchKind]):
             if not ids or None in ids or tokenizer.unk_token_id in ids:
                 raise InputError(f"the tokenizer has no token for the target {target!r}; give another, or a token id")
         if len(ids) != 1:
-            pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids))
-            raise InputError(f"the target {target!r} is no single token: the tokenizer makes {pieces} of it; give one of these")
+            made = ", ".join(tokenizer.convert_ids_to_tokens(ids))
+            raise InputError(f"the target {target!r} is no single token: the tokenizer makes {made} of it; give one of these")
         return checked_index(ids[0], self.n_outputs, "token id")  # a tokenizer may have more
 
 
