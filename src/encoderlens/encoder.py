@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
-from encoderlens.components.effective import REMEDY, computed_weights
+from encoderlens.components.effective import REMEDY, effective_weights
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
@@ -155,9 +155,11 @@ class Encoder(WeightStacks, ABC):
         """
         if not isinstance(seed, int | None):
             raise ConfigError(f"seed is {seed!r}; it must be a whole number")
-        computed = [name for _, _, name in computed_weights(self)]
+        computed = effective_weights(self)
         if computed:
-            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
+            raise WeightsError(
+                f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
+            )
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(self.cfg.device).manual_seed(seed)
         with torch.no_grad():
