@@ -28,6 +28,7 @@ bench: $(VENV)/.run
 	$(BIN)/python benchmarks/bench_memory.py
 	$(BIN)/python benchmarks/bench_additive.py
 	$(BIN)/python benchmarks/bench_audio.py
+	$(BIN)/python benchmarks/bench_align.py
 	$(BIN)/python benchmarks/bench_scoring.py
 
 bench-peers: $(PEERS)/.peers

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from encoderlens import ActivationCache
 from encoderlens.components.norm import LayerNorm
 from tests.additive import AnyModel, embeddings_of, run, written
+from tests.parity import assert_parity
 
 
 def places(model: AnyModel) -> list[tuple[int, bool]]:
@@ -112,8 +113,7 @@ def assert_rows(found: tuple[Tensor, list[str]], expected: dict[str, Tensor], to
     assert labels == list(expected)
     assert len(rows) == len(labels)
     for row, label in zip(rows, labels, strict=True):
-        difference = (row - expected[label]).abs().max()
-        assert difference <= tolerance * max(1.0, float(expected[label].abs().max())), (label, difference)
+        assert_parity(row, expected[label], None, tolerance)
 
 
 def in_order_of_the_full_decomposition(rows: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -101,11 +101,6 @@ def replaced(model: Any, name: str, run: Callable[[], Tensor]) -> tuple[Tensor, 
         return run(), seen
 
 
-def assert_changed(after: Tensor, before: Tensor) -> None:
-    assert after.isfinite().all()
-    assert (after - before).abs().max() > 1e-3 * before.abs().max()
-
-
 @contextmanager
 def modules_that_run(model: Any) -> Iterator[list[str]]:
     """The names of what stands in front of the blocks, the blocks and the heads' modules, as they run."""

@@ -1,5 +1,7 @@
 """Recorded speech, and tiny speech models that can read and write it."""
 
+import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,13 @@ def snippets() -> list[torch.Tensor]:
 def ctc_tokenizer() -> Any:
     """A character tokenizer of 32 symbols, upper-case, blank 0, delimiter 4."""
     return Wav2Vec2CTCTokenizer.from_pretrained(DATA / "ctc_tokenizer")
+
+
+def tokenizer_of(symbols: Iterable[str], folder: Path, kind: Any = Wav2Vec2CTCTokenizer, **options: Any) -> Any:
+    """A tokenizer of these symbols, whose ids count them."""
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}))
+    return kind(str(vocabulary), **options)
 
 
 def processor(masks: bool) -> Any:

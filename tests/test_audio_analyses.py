@@ -27,8 +27,7 @@ from tests.additive import (
     targets_of,
 )
 from tests.by_hand import assert_rows, by_hand, front_norm, in_order_of_the_full_decomposition, places, stream, what_reads
-from tests.hooks import assert_changed
-from tests.parity import assert_parity
+from tests.parity import assert_changed, assert_close, assert_complete, assert_parity
 from tests.speech import ALL_LAYOUTS
 
 CLIPS, BATCH = audio_clips(), audio_batch()
@@ -69,10 +68,6 @@ def known(layout: str = POST_LN, task: str = "ctc", dtype: torch.dtype = torch.f
 
 def prepared(model: HookedAudioEncoder) -> Any:
     return model.prepare(**arguments(BATCH))
-
-
-def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-11) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 # Whole vectors
@@ -195,14 +190,14 @@ def test_some_frames_some_clips_and_caches_of_them(layout: str) -> None:
     assert window == slice(5, 10)
     for chosen in (window, [4, 0], -3, Slice(6)):
         expected = (chosen if isinstance(chosen, Slice) else Slice(chosen)).apply(whole, 2)
-        close(kept.get_full_resid_decomposition(apply_ln=True, pos_slice=chosen), expected)
+        assert_close(kept.get_full_resid_decomposition(apply_ln=True, pos_slice=chosen), expected)
         _, some = model.run_with_cache(**arguments(BATCH), pos_slice=chosen)
         found = some.get_full_resid_decomposition(apply_ln=True)
-        close(found, whole[:, :, [chosen]] if isinstance(chosen, int) else expected)  # an int keeps the axis in a cache
+        assert_close(found, whole[:, :, [chosen]] if isinstance(chosen, int) else expected)  # an int keeps the axis in a cache
     for row, length in enumerate((14, 10, 7)):
-        close(kept.apply_slice_to_batch_dim(row).get_full_resid_decomposition(apply_ln=True), whole[:, row])
+        assert_close(kept.apply_slice_to_batch_dim(row).get_full_resid_decomposition(apply_ln=True), whole[:, row])
         _, alone = model.run_with_cache(CLIPS[row], remove_batch_dim=True)
-        close(alone.get_full_resid_decomposition(apply_ln=True), whole[:, row, :length])
+        assert_close(alone.get_full_resid_decomposition(apply_ln=True), whole[:, row, :length])
 
 
 def test_an_edit_of_the_front_end_is_in_the_rows() -> None:
@@ -254,7 +249,7 @@ def test_a_rows_attribution_is_the_heads_arithmetic_on_it(layout: str, task: str
         expected = torch.stack([projected[:, row, :length].mean(1) for row, length in enumerate((14, 10, 7))], 1)
         expected = expected @ model.classifier.W
     for target in range(expected.shape[-1]):
-        close(kept.logit_attrs(rows, target), expected[..., target].detach())
+        assert_close(kept.logit_attrs(rows, target), expected[..., target].detach())
 
 
 @pytest.mark.parametrize("task", AUDIO_TASKS)
@@ -263,13 +258,13 @@ def test_a_logit_for_each_clip_and_of_runs_without_a_mask(layout: str, task: str
     model, (logits, kept) = model_of(layout, task), known(layout, task)
     stack, ids = kept.decompose_resid(), torch.tensor([3, 0, 2])
     expected = torch.stack([row[..., target] for row, target in zip(logits, ids, strict=True)])
-    close(kept.logit_attrs(stack, ids).sum(0) + kept.logit_constant(ids), expected)
-    close(kept.logit_attrs(stack, ids.tolist()), kept.logit_attrs(stack, ids))
+    assert_close(kept.logit_attrs(stack, ids).sum(0) + kept.logit_constant(ids), expected)
+    assert_close(kept.logit_attrs(stack, ids.tolist()), kept.logit_attrs(stack, ids))
     frames, mask = model.to_frames(CLIPS)
     for options in ({"inputs": frames.detach()}, {"inputs": (frames.detach(), mask)}, {"inputs": CLIPS}, {"inputs": CLIPS[1]}):
         output, other = model.run_with_cache(return_type="logits", **options)
         found = other.logit_attrs(other.decompose_resid(), 3).sum(0) + other.logit_constant(3)
-        close(found, output[..., 3].detach())
+        assert_close(found, output[..., 3].detach())
 
 
 @two_layouts
@@ -278,13 +273,13 @@ def test_logits_of_each_frame(layout: str) -> None:
     stack = kept.decompose_resid()
     ids = torch.arange(42).reshape(3, 14) % 32
     expected = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    close(kept.logit_attrs(stack, ids).sum(0) + kept.logit_constant(ids), expected)
+    assert_close(kept.logit_attrs(stack, ids).sum(0) + kept.logit_constant(ids), expected)
     window = kept.model.frames_of(0.05, 0.13)
     rows = kept.decompose_resid(pos_slice=window)
     found = kept.logit_attrs(rows, ids, pos_slice=window).sum(0) + kept.logit_constant(ids, pos_slice=window)
-    close(found, expected[:, window])
+    assert_close(found, expected[:, window])
     one = kept.logit_attrs(stack, "A", batch_slice=1).sum(0) + kept.logit_constant("A", batch_slice=1)
-    close(one, logits[1, :, A])
+    assert_close(one, logits[1, :, A])
 
 
 def test_a_cache_that_was_saved_gives_the_same(tmp_path: Path) -> None:
@@ -293,7 +288,7 @@ def test_a_cache_that_was_saved_gives_the_same(tmp_path: Path) -> None:
         kept.save(tmp_path / "run.safetensors")
         read = ActivationCache.load(tmp_path / "run.safetensors", kept.model)
         stack = read.get_full_resid_decomposition(expand_neurons=False)
-        close(read.logit_attrs(stack, 1).sum(0) + read.logit_constant(1), logits[..., 1])
+        assert_close(read.logit_attrs(stack, 1).sum(0) + read.logit_constant(1), logits[..., 1])
 
 
 @pytest.mark.parametrize("layout", SUMMED)
@@ -417,15 +412,15 @@ def test_neurons_add_up_to_the_mlp_and_a_baseline_is_subtracted(layout: str, tas
     whole, parts = by_label(attributed(model)), by_label(attributed(model, neurons=True))
     for layer in range(model.cfg.n_layers):
         neurons = [parts.pop(f"L{layer}N{neuron}") for neuron in range(model.cfg.d_mlp)]
-        close(sum(neurons) + parts.pop(f"{layer}_b_out"), whole.pop(f"{layer}_mlp_out"))
+        assert_close(sum(neurons) + parts.pop(f"{layer}_b_out"), whole.pop(f"{layer}_mlp_out"))
     assert parts.keys() == whole.keys()
     position = [13, 9, 6] if task == "ctc" else None
     first, second = ("A", "|") if task == "ctc" else ("LABEL_2", "LABEL_4")
     difference = direct_logit_attribution(model, prepared(model), first, position, second)
     alone = [direct_logit_attribution(model, prepared(model), name, position) for name in (first, second)]
-    close(difference.values, alone[0].values - alone[1].values)
-    close(difference.total, alone[0].total - alone[1].total)
-    assert difference.error <= 1e-12
+    assert_close(difference.values, alone[0].values - alone[1].values)
+    assert_close(difference.total, alone[0].total - alone[1].total)
+    assert_complete(difference, 1e-12)
     assert (difference.target, difference.baseline) == ((first,) * 3, (second,) * 3)
     assert str(difference).splitlines()[0].strip() == f"Direct logit attribution: {first} minus {second}"
 
@@ -440,9 +435,9 @@ def test_rows_are_the_logit_attributions_of_the_cache(layout: str, task: str) ->
         attributions, constant = attributions[:, range(3), POSITIONS], constant[range(3), POSITIONS]
     ours = by_label(result)
     for label, row in zip(labels, attributions, strict=True):
-        close(ours.pop(label), row)
+        assert_close(ours.pop(label), row)
     assert list(ours) == biases_of(model)
-    close(sum(ours.values()), constant)
+    assert_close(sum(ours.values()), constant)
 
 
 @every_head
@@ -453,17 +448,17 @@ def test_a_data_set_is_its_clips_one_by_one(layout: str, task: str) -> None:
     for one in alone:
         assert one.axes == ("component",)
         assert one.total.shape == ()
-        assert one.error <= 1e-12
+        assert_complete(one, 1e-12)
     batch, places = model.prepare(CLIPS, padding="independent"), position if task == "ctc" else None
     for batch_size in (2, 32):
         result = direct_logit_attribution(model, batch, targets, places, batch_size=batch_size)
         assert result.axes == ("component", "example")
         assert_parity(result.values, torch.stack([one.values for one in alone], 1), tolerance=1e-11)
-        close(result.total, torch.stack([one.total for one in alone]))
+        assert_close(result.total, torch.stack([one.total for one in alone]))
         assert result.target == tuple(one.target[0] for one in alone)
     assert result.target == (("A", "|", "<pad>") if task == "ctc" else ("LABEL_4", "LABEL_0", "LABEL_2"))
     interval = result.mean()
-    close(interval.mean, result.values.mean(1))
+    assert_close(interval.mean, result.values.mean(1))
     frames, mask = model.to_frames(CLIPS, padding="independent")
     given = direct_logit_attribution(model, model.prepare((frames, mask), padding="independent"), targets, places)
     assert_parity(given.values, result.values, tolerance=1e-11)
@@ -474,11 +469,11 @@ def test_padding_that_is_read_as_silence_stays_with_each_part_of_a_data_set(layo
     model = model_of(layout)
     logits = model(CLIPS, return_type="logits").detach()
     whole = direct_logit_attribution(model, CLIPS, "A", 5)
-    close(whole.total, logits[:, 5, A])
+    assert_close(whole.total, logits[:, 5, A])
     for batch_size in (1, 2):
         parts = direct_logit_attribution(model, CLIPS, "A", 5, batch_size=batch_size)
         assert_parity(parts.values, whole.values, tolerance=1e-11)
-        assert parts.error <= 1e-12
+        assert_complete(parts, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -490,7 +485,7 @@ def test_a_symbol_by_id_or_as_the_tokenizer_writes_it(target: Any, index: int, n
     model = model_of()
     result = direct_logit_attribution(model, CLIPS[0], target, 13)
     assert result.target == (name,)
-    close(result.total, model(CLIPS[0], return_type="logits")[0, 13, index].detach())
+    assert_close(result.total, model(CLIPS[0], return_type="logits")[0, 13, index].detach())
     assert str(result).splitlines()[0].strip() == f"Direct logit attribution: {name}"
 
 
@@ -561,7 +556,7 @@ def test_every_grad_mode_and_no_gradient_left_behind(layout: str, mode: Any) -> 
     model.requires_grad_(False)
     frozen = attributed(model)
     for result in (inside, after, frozen):
-        close(result.values, outside.values)
+        assert_close(result.values, outside.values)
         assert not result.values.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.list_hooks()
@@ -585,8 +580,8 @@ def test_what_hooks_add_to_the_stream_or_in_the_head_has_a_row_of_its_own(layout
     for name in names:
         with model.hooks([(name, lambda x, hook: x + torch.linspace(-1, 1, x.shape[-1]))]):
             result, plain = attributed(model), score(model, BATCH).detach()
-        close(result.total, plain)
-        assert result.error <= 1e-12
+        assert_close(result.total, plain)
+        assert_complete(result, 1e-12)
         assert by_label(result)["hooks"].abs().min() > 1e-3, name
 
 
@@ -603,8 +598,8 @@ def test_edits_in_front_of_the_stream_and_of_heads_are_in_their_rows(layout: str
     intact = attributed(model)
     with model.hooks(edits):
         result, plain = attributed(model, neurons=True), score(model, BATCH).detach()
-    close(result.total, plain)
-    assert result.error <= 1e-12
+    assert_close(result.total, plain)
+    assert_complete(result, 1e-12)
     rows = by_label(result)
     assert "hooks" not in rows
     assert not rows["L1H1"].any()
@@ -676,11 +671,11 @@ def test_each_stream_goes_through_the_models_own_head(layout: str, task: str) ->
     lens, by_labels = logit_lens(model, prepared(model), top_k=4), lens_by_hand(model, kept)
     assert lens.labels["stream"] == tuple(by_labels)
     assert lens.axes == (("stream", "example", "pos", "rank") if task == "ctc" else ("stream", "example", "rank"))
-    close(by_labels["final_post"], logits.softmax(-1))
+    assert_close(by_labels["final_post"], logits.softmax(-1))
     real = REAL if task == "ctc" else slice(None)
     for values, ids, expected in zip(lens.values, lens.ids, by_labels.values(), strict=True):
         best = expected.topk(4)
-        close(values[real], best.values[real])
+        assert_close(values[real], best.values[real])
         assert torch.equal(ids[real], best.indices[real])
         if task == "ctc":
             assert values[~REAL].isnan().all()
@@ -696,7 +691,7 @@ def test_the_final_stream_says_what_the_model_says(layout: str, task: str, dtype
     expected = model(CLIPS[1], return_type="logits")[0].detach().softmax(-1)
     assert_parity(lens.values[-1], expected.sort(descending=True).values, tolerance=TOLERANCE[dtype])
     assert_parity(expected.gather(-1, lens.ids[-1]), lens.values[-1], tolerance=TOLERANCE[dtype])
-    close(lens.values.sum(-1), torch.ones(lens.values.shape[:-1], dtype=dtype), 1e-5)
+    assert_close(lens.values.sum(-1), torch.ones(lens.values.shape[:-1], dtype=dtype))
     unmasked = logit_lens(model, CLIPS, top_k=3)
     expected = model(CLIPS, return_type="logits").detach().softmax(-1).topk(3).values
     real = REAL if task == "ctc" and "layer norm" in layout else slice(None)
@@ -713,7 +708,7 @@ def test_positions_carry_their_time() -> None:
     window = model.frames_of(0.06, 0.1)
     some = logit_lens(model, CLIPS[0], range(window.start, window.stop))
     assert some.labels["pos"] == lens.labels["pos"][3:5]
-    close(some.values, lens.values[:, 3:5])
+    assert_close(some.values, lens.values[:, 3:5])
     assert lens.labels["pos"][3] in str(some)
     assert logit_lens(model, CLIPS, 2).labels["pos"] == ("2",)
 
@@ -745,7 +740,7 @@ def test_a_lens_on_a_data_set_is_its_clips_one_by_one(layout: str, task: str) ->
                 if task == "ctc"
                 else (lens.values[:, row], lens.ids[:, row])
             )
-            close(mine[0], one.values)
+            assert_close(mine[0], one.values)
             assert torch.equal(mine[1], one.ids)
     read = json.loads(lens.to_json(), parse_constant=pytest.fail)
     assert read["axes"] == list(lens.axes)
@@ -757,7 +752,7 @@ def test_positions_of_each_clips_own() -> None:
     assert lens.labels["pos"] == ("13, 9, 6", "0, 4, 6")
     whole = logit_lens(model, prepared(model))
     for row, at in enumerate(own):
-        close(lens.values[:, row], whole.values[:, row, at])
+        assert_close(lens.values[:, row], whole.values[:, row, at])
 
 
 @pytest.mark.parametrize("layout", [POST_LN, PRE_LN, *SUMMED])
@@ -772,11 +767,11 @@ def test_hooks_have_their_say_once(layout: str) -> None:
     with model.hooks([(["frontend.1.hook_conv", "blocks.1.hook_mlp_out"], shift)]):
         lens, said = logit_lens(model, prepared(model), top_k=5), run(model, BATCH).detach().softmax(-1)
     assert seen == ["frontend.1.hook_conv", "blocks.1.hook_mlp_out"] * 2
-    close(lens.values[-1], said.sort(descending=True).values)
-    assert (lens.values[0] - intact.values[0]).abs().max() > 1e-6  # the front end comes before every stream
+    assert_close(lens.values[-1], said.sort(descending=True).values)
+    assert_changed(lens.values[0], intact.values[0], 1e-6)  # the front end comes before every stream
     model.add_hook("classifier.hook_in", lambda x, hook: x * 0, is_permanent=True)
     try:
-        close(logit_lens(model, prepared(model), top_k=5).values, intact.values)
+        assert_close(logit_lens(model, prepared(model), top_k=5).values, intact.values)
     finally:
         model.reset_hooks(including_permanent=True)
 
@@ -795,15 +790,15 @@ def test_a_sum_of_layers_reads_streams_as_hooks_leave_them(layout: str) -> None:
             return model(waves, return_type="logits")
 
     assert_changed(said("projector.hook_in"), said("blocks.1.hook_resid_pre"))
-    close(said("blocks.0.hook_resid_pre"), other.detach())
+    assert_close(said("blocks.0.hook_resid_pre"), other.detach())
     out = "blocks.0.hook_resid_post" if model.ln_final is not None else "blocks.0.hook_normalized_resid_post"
-    close(said("blocks.1.hook_resid_pre"), said(out))
+    assert_close(said("blocks.1.hook_resid_pre"), said(out))
     with model.hooks([("blocks.1.hook_resid_pre", patch)]):
         lens = logit_lens(model, waves, top_k=5)
-    close(lens.values[-1], said("blocks.1.hook_resid_pre").softmax(-1).sort(descending=True).values)
+    assert_close(lens.values[-1], said("blocks.1.hook_resid_pre").softmax(-1).sort(descending=True).values)
     points = ["hook_full_embed", "blocks.0.hook_resid_pre", out, "blocks.1.hook_resid_pre"]
     options: dict[str, Any] = {"incl_bwd": True, "loss_fn": lambda logits: logits[:, 2].sum()}
     _, streams = model.run_with_cache(waves, return_type="logits", names_filter=points, **options)
     model.zero_grad()
-    close(streams["blocks.0.hook_resid_pre_grad"], streams["hook_full_embed_grad"])
-    close(streams["blocks.1.hook_resid_pre_grad"], streams[f"{out}_grad"])
+    assert_close(streams["blocks.0.hook_resid_pre_grad"], streams["hook_full_embed_grad"])
+    assert_close(streams["blocks.1.hook_resid_pre_grad"], streams[f"{out}_grad"])

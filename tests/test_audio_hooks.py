@@ -19,7 +19,6 @@ from tests.hooks import (
     POST_LN_BLOCK,
     PRE_LN_BLOCK,
     Axes,
-    assert_changed,
     declared,
     in_layers,
     modules_that_run,
@@ -28,7 +27,7 @@ from tests.hooks import (
     replaced,
     shape,
 )
-from tests.parity import assert_parity
+from tests.parity import assert_changed, assert_parity
 from tests.speech import AMIABLE, LAYOUTS, speech, tiny_speech
 
 # The documented hook points
@@ -122,7 +121,7 @@ def tiny(layout: str, hf_class: str = "HubertForCTC") -> HookedAudioEncoder:
 def _no_hooks_left() -> Iterator[None]:
     """Hooks that a test leaves on a shared model are an error of that test."""
     yield
-    left = [point for model in MADE for point in model.hook_points() if point.active]
+    left = [point for model in MADE for point in model.hook_points() if point.has_hooks()]
     for point in left:
         point.remove_hooks("both", including_permanent=True)
     assert not left
@@ -172,7 +171,8 @@ def test_each_fires_with_its_shape_and_what_it_returns_reaches_the_output(layout
     with torch.no_grad(), model.hooks([(everything, replace_a_row)]):
         after = model(clips, return_type="hidden" if model.task is None else "logits", padding="independent")
     assert seen == {name: expected_shape(layout, name, axes, len(clips)) for name, axes in documented.items()}
-    assert model.run_state.sequence.lengths[0] < model.run_state.sequence.pos
+    read = model.run_state.last.sequence
+    assert read.lengths[0] < read.pos
     untouched = after[len(documented)]
     for row in rows.values():
         assert_changed(after[row], untouched)

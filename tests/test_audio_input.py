@@ -25,7 +25,7 @@ from encoderlens.errors import (
     TaskError,
     TokenizerMissingError,
 )
-from tests.parity import GRADIENT, assert_parity
+from tests.parity import GRADIENT, assert_changed, assert_parity
 from tests.speech import AMIABLE, CLUBS, DISPOSED, LAYOUTS, RATE, processor, speech, tiny_speech
 from tests.tiny import tiny_hf
 
@@ -114,6 +114,17 @@ def test_every_form_of_a_waveform_gives_what_float32_gives(plain: HookedAudioEnc
     given = FORMS[form](CLIP)
     assert torch.equal(plain(given), expected)
     assert torch.equal(plain([given]), expected)
+
+
+def test_a_list_of_floats_is_one_waveform(model: HookedAudioEncoder) -> None:
+    expected, other = model(CLIP.astype(np.float64)), model(OTHER.astype(np.float64))
+    for floats in (CLIP.tolist(), tuple(CLIP.tolist()), list(CLIP)):
+        assert torch.equal(model(floats), expected)
+        assert isinstance(model(floats, return_type="predictions"), str)
+    together = model([CLIP.tolist(), torch.from_numpy(OTHER)], padding="independent")
+    assert_parity(together[0], expected[0])
+    assert_parity(together[1, : other.shape[1]], other[0])
+    assert len(model([CLIP.tolist()], return_type="predictions")) == 1
 
 
 @pytest.mark.parametrize("halved", [CLIP.astype(np.float16), torch.from_numpy(CLIP).half(), torch.from_numpy(CLIP).bfloat16()])
@@ -247,7 +258,7 @@ def test_encoder_output_is_the_final_stream(model: HookedAudioEncoder) -> None:
     frames, mask = model.to_frames(CLIPS, padding="independent")
     assert torch.equal(model.encoder_output(frames, mask), model(frames, mask, return_type="hidden"))
     assert torch.equal(model.encoder_output((frames, mask)), model(frames, mask))
-    assert not torch.allclose(model.encoder_output(frames)[1, :20], model(frames, mask)[1, :20])
+    assert_changed(model.encoder_output(frames)[1, :20], model(frames, mask)[1, :20])
 
 
 # Rates
@@ -339,7 +350,7 @@ def test_a_mask_over_frames_is_read_in_every_dtype(model: HookedAudioEncoder, ki
     masked = model(clips, given)
     assert_parity(masked, model((model.to_frames(clips)[0], mask)))
     assert_parity(masked[0], model(clips)[0])
-    assert not torch.allclose(masked[1, :20], model(clips)[1, :20])
+    assert_changed(masked[1, :20], model(clips)[1, :20])
 
 
 def test_a_mask_over_frames_may_have_holes_and_one_row(model: HookedAudioEncoder) -> None:
@@ -350,7 +361,7 @@ def test_a_mask_over_frames_may_have_holes_and_one_row(model: HookedAudioEncoder
     changed[:, 10:20] = 9.0
     for form in (mask, mask[None], mask.numpy(), mask[None].numpy()):
         assert_parity(model(CLIP, form), model(changed, mask), mask[None])
-    assert not torch.allclose(model(CLIP, mask), model(CLIP))
+    assert_changed(model(CLIP, mask), model(CLIP))
 
 
 @pytest.mark.parametrize("normalizes", [True, False])
@@ -734,14 +745,21 @@ def wave_with(value: float) -> np.ndarray:
         ),
         (CLIP.astype(object), r"the waveform is a ndarray of shape \[1200\] and dtype object"),
         (CLIP.astype(str), "the waveform is a ndarray of .* dtype <U"),
-        ([0.1, 0.2, 0.3], "clip 0 is a float; give a tensor or an array"),
-        ([[0.1] * 400], "clip 0 is a list; give a tensor or an array"),
+        ([0.1, 0.2, 0.3], "clip 0 has 3 samples at 16000 Hz; one frame needs 28"),
+        ([0.1, 0, 0.3], "clip 0 is a float; a list of numbers is one waveform if all are floats: give an array of floating"),
+        ([100, 0, -7], "clip 0 is a int; a list of numbers is one waveform if all are floats"),
+        ([np.int16(100)] * 400, "clip 0 is a int16; a list of numbers is one waveform if all are floats"),
+        ([[[0.1] * 400]], "clip 0 is a list; give a tensor or an array"),
+        ([CLIP, [7] * 400], "clip 1 is a list; give a tensor or an array"),
         ([CLIP, None], "clip 1 is a NoneType"),
-        ([str(CLUBS)], "clip 0 is a str"),
-        ((CLIP, "a mask"), "clip 1 is a str"),
-        (str(CLUBS), r"the input is a str; give one waveform \[sample\], a list of waveforms, clips of one length"),
-        (CLUBS, "the input is a PosixPath; give one waveform"),
-        (None, "the input is a NoneType; give one waveform"),
+        ((CLIP, "a mask"), "there is no audio file 'a mask'"),
+        ("a text, " * 999, "there is no audio file 'a text, .*"),
+        ("\0", r"there is no audio file '\\x00'"),
+        (str(CLUBS).encode(), "the input is a bytes; give one waveform"),
+        (
+            None,
+            r"the input is a NoneType; give one waveform \[sample\], a list of waveforms, .* the path of an audio file",
+        ),
         ({"input_values": CLIP}, "the input is a dict; give one waveform"),
         (0.5, "the input is a float; give one waveform"),
         (iter(CLIPS), "the input is a list_iterator; give one waveform"),
@@ -872,6 +890,72 @@ def test_files_that_are_no_audio_are_refused(tmp_path: Path) -> None:
         read_audio(tmp_path / "silent.wav")
 
 
+@pytest.fixture(scope="module")
+def at_8_khz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIP in a file at another rate than the models'."""
+    path = tmp_path_factory.mktemp("rates") / "clip.wav"
+    soundfile.write(path, soxr.resample(CLIP, RATE, 8_000), 8_000, subtype="FLOAT")
+    return path
+
+
+def test_a_path_is_a_clip_at_the_rate_that_its_file_says(model: HookedAudioEncoder, at_8_khz: Path) -> None:
+    samples, rate = read_audio(at_8_khz)
+    assert rate == 8_000
+    expected = model(samples, sampling_rate=8_000)
+    for path in (at_8_khz, str(at_8_khz)):
+        assert torch.equal(model(path), expected)
+        assert torch.equal(model(path, sampling_rate=8_000), expected)
+        assert torch.equal(model([path]), expected)
+        assert torch.equal(model.to_frames(path)[0], model.to_frames(samples, 8_000)[0])
+        assert torch.equal(model(model.prepare(path)), expected)
+    assert isinstance(model(at_8_khz, return_type="predictions"), str)
+    assert len(model([at_8_khz, CLUBS], return_type="predictions")) == 2
+    assert model.align(CLUBS, "TEN OF CLUBS") == model.align(speech(CLUBS), "TEN OF CLUBS", sampling_rate=RATE)
+    _, cache = model.run_with_cache(at_8_khz)
+    assert torch.equal(cache.frame_times, model.frame_times(expected.shape[1]))
+
+
+def test_files_of_several_rates_and_waveforms_go_together(model: HookedAudioEncoder, at_8_khz: Path) -> None:
+    low = read_audio(at_8_khz)[0]
+    brought = soxr.resample(low, 8_000, RATE)
+    assert torch.equal(model([at_8_khz, CLUBS, OTHER]), model([brought, speech(CLUBS), OTHER]))
+    assert torch.equal(model([at_8_khz, low], sampling_rate=8_000), model([brought, brought]))
+    with pytest.raises(InputError, match="a mask over samples does not fit resampled clips"):
+        model([CLIP, at_8_khz], torch.ones(2, len(CLIP)))
+
+
+def test_a_rate_that_a_file_contradicts_is_refused(model: HookedAudioEncoder, at_8_khz: Path, tmp_path: Path) -> None:
+    message = r"sampling_rate=16000 is given, and .*clip\.wav has 8000 Hz: leave it out for files"
+    for run in (model, model.to_frames, model.prepare):
+        with pytest.raises(InputError, match=message):
+            run(at_8_khz, sampling_rate=RATE)
+        with pytest.raises(InputError, match=message):
+            run([OTHER, at_8_khz], sampling_rate=RATE)
+    with pytest.raises(InputError, match=message):
+        model.align(at_8_khz, "TEN", sampling_rate=RATE)
+    soundfile.write(tmp_path / "slow.wav", CLIP, 500)
+    with pytest.raises(InputError, match=r"slow\.wav has 500 samples a second; it is a number of samples a second, such as"):
+        model(tmp_path / "slow.wav")
+
+
+def test_a_file_of_numbers_that_are_no_sound_is_named(model: HookedAudioEncoder, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "broken.wav", wave_with(np.nan), RATE, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"broken\.wav holds 2 samples that are NaN or infinite, the first at sample 7"):
+        model([CLIP, tmp_path / "broken.wav"])
+
+
+@pytest.mark.parametrize("rate", [0, 16, "16k", True, float("nan"), [16_000]])
+def test_files_are_read_at_rates_in_hertz(rate: Any) -> None:
+    with pytest.raises(InputError, match=r"sampling_rate=.*; it is a number of samples a second"):
+        read_audio(CLUBS, rate)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"clip.wav", CLIP])
+def test_what_names_no_file_is_refused(path: Any) -> None:
+    with pytest.raises(InputError, match="an audio file is named by its path, not by a "):
+        read_audio(path)
+
+
 # Prepared batches, and the processor
 
 
@@ -898,7 +982,7 @@ def test_a_processor_that_is_changed_in_place_is_used_as_it_is() -> None:
     before, batch = model(clips), model.prepare(clips)
     model.processor.feature_extractor.return_attention_mask = True
     assert model.prepare(clips).sequence.mask is not None
-    assert (model(clips) - before).abs().max() > 1e-3
+    assert_changed(model(clips), before)
     with pytest.raises(InputError, match="before its processor changed"):
         model(batch)
     model.processor.tokenizer = None

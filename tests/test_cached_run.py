@@ -72,9 +72,16 @@ def test_to_moves_everything_and_changes_no_dtype(model: HookedEncoder) -> None:
     assert run(model).to(torch.device("cpu"))["q", 0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("device", [torch.float64, "the moon", None])
-def test_to_takes_devices_only(cache: ActivationCache, device: Any, unchecked: None) -> None:
-    with pytest.raises(InputError, match="a cache moves to a device"):
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        (torch.float64, "a cache moves to a device"),
+        (None, "a cache moves to a device"),
+        ("the moon", "'the moon' is no device that torch knows"),
+    ],
+)
+def test_to_takes_devices_only(cache: ActivationCache, device: Any, message: str, unchecked: None) -> None:
+    with pytest.raises(InputError, match=message):
         cache.to(device)
     assert cache.tokens is not None
     assert cache.tokens.dtype == torch.int64
@@ -373,12 +380,13 @@ def test_the_mark_of_a_file_is_json(cache: ActivationCache, tmp_path: Path) -> N
 def test_a_file_does_not_load_for_a_model_with_other_weights(cache: ActivationCache, tmp_path: Path) -> None:
     path, other = tmp_path / "run.safetensors", copy.deepcopy(cache.model)
     cache.save(path)
-    assert_same_cache(ActivationCache.load(path, copy.deepcopy(cache.model).half()), cache)
+    assert_same_cache(ActivationCache.load(path, other), cache)
     with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(1.5)
+        other.blocks[1].mlp.output.bias[-1] += 1e-3
     with pytest.raises(InputError, match=r"is of another model.*other weights"):
         ActivationCache.load(path, other)
+    with pytest.raises(InputError, match=r"is of another model.*other weights"):
+        ActivationCache.load(path, copy.deepcopy(cache.model).half())
 
 
 def test_a_file_does_not_load_for_a_model_with_other_heads(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from encoderlens import ActivationCache, HookedAudioEncoder, HookedEncoder
 from encoderlens.analysis import minimal_pairs, read_minimal_pairs
 from encoderlens.cli import app, main
+from tests.parity import assert_close, assert_parity
 from tests.sentences import TEXTS, write_encoder
 from tests.speech import CLUBS, DISPOSED, processor, speech
 from tests.tiny import tiny_hf
@@ -123,7 +124,7 @@ def test_run_predicts_and_saves_activations(tmp_path: Path) -> None:
     _, cache = model.run_with_cache([TEXT], names_filter=hooks)
     assert set(saved) == {*hooks, "tokens"}
     for name in hooks:
-        assert (saved[name] - cache[name]).abs().max() < 1e-6
+        assert_close(saved[name], cache[name])
     assert [row["name"] for row in report["activations"]] == hooks
     assert list(ActivationCache.load(out, model)) == hooks
 
@@ -210,7 +211,7 @@ def test_run_on_audio_files_gives_each_what_it_would_get_alone(ctc_folder: str, 
     assert cache.frame_times[0] == 258 / 2 / 16000
     alone = model.run_with_cache(speech(CLUBS), names_filter=hook)[1][hook]
     frames = alone.shape[-1]
-    assert (cache[hook][1:, :, :frames, :frames] - alone).abs().max() < 1e-5
+    assert_parity(cache[hook][1:, :, :frames, :frames], alone)
     assert invoke(*arguments).count("frames") == 2
 
 
@@ -333,8 +334,8 @@ def test_run_on_a_sentence_encoder_shows_cosines(
     ]
     out = tmp_path / "out.safetensors"
     report = json.loads(invoke(*arguments, "--json", "--hooks", "sentence.pooling.hook_out", "--save", str(out)))
-    assert [entry["embedding"] for entry in report["inputs"]] == [pytest.approx(row, abs=1e-5) for row in vectors.tolist()]
-    assert report["cosines"] == [pytest.approx(row, abs=1e-5) for row in cosines.tolist()]
+    assert_parity(torch.tensor([entry["embedding"] for entry in report["inputs"]]), vectors)
+    assert_parity(torch.tensor(report["cosines"]), cosines)
     assert [row["shape"] for row in report["activations"]] == [[3, 40]]
     assert list(ActivationCache.load(out, model)) == ["sentence.pooling.hook_out"]
     assert "cut to the 12 tokens that the sentence encoder takes: text 2" in caplog.text, "as encode() cuts it"

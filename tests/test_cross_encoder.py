@@ -14,7 +14,7 @@ from encoderlens import HookedEncoder
 from encoderlens.analysis import direct_logit_attribution, logit_lens
 from encoderlens.errors import ConfigError
 from tests.checkpoints import edit_config
-from tests.parity import assert_parity
+from tests.parity import assert_complete, assert_parity
 from tests.sentences import load, save_transformer
 
 PAIRS = [("where is paris?", "in france"), ("no", "he said that she was not there"), ("the doctor", "walked to the hospital.")]
@@ -111,7 +111,7 @@ def test_a_plain_regression_is_no_score(saved: tuple[Any, Path], tmp_path: Path)
 def test_lens_and_attribution(saved: tuple[Any, Path]) -> None:
     model: HookedEncoder = load(saved[1])
     rows = direct_logit_attribution(model, PAIRS, "LABEL_0")
-    assert rows.error < 1e-5
+    assert_complete(rows)
     assert_parity(rows.total, model(PAIRS)[:, 0].detach())
     lens = logit_lens(model, PAIRS)
     theirs = predicted(saved[0])

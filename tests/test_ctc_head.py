@@ -1,6 +1,5 @@
 """The heads of speech models by themselves: CTC against torch and Hugging Face on drawn logits, and classes of clips."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2PhonemeCTCTokenizer, Wav2Vec2Processor
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2PhonemeCTCTokenizer, Wav2Vec2Processor
 
 from encoderlens import HookedAudioEncoder
 from encoderlens.audio.masks import mask_of_lengths
@@ -18,7 +17,7 @@ from encoderlens.components import AudioClassificationHead, CTCHead
 from encoderlens.errors import InputError, TokenizerMissingError
 from encoderlens.sequence import Sequence
 from tests.parity import assert_parity
-from tests.speech import ctc_tokenizer, tiny_speech
+from tests.speech import ctc_tokenizer, tiny_speech, tokenizer_of
 from tests.tiny import tiny_hf, tiny_waves
 
 VOCAB, WIDTH = 32, 24
@@ -299,8 +298,7 @@ def test_a_text_tokenizer_decodes_too(tokenizer: Any) -> None:
 
 def test_a_tokenizer_of_phonemes_merges_nothing_more(tmp_path: Path) -> None:
     symbols = ["<pad>", "<s>", "</s>", "<unk>", "h", "ə", "l", "oʊ"]
-    (tmp_path / "vocab.json").write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}))
-    phonemes = Wav2Vec2PhonemeCTCTokenizer(str(tmp_path / "vocab.json"), do_phonemize=False)
+    phonemes = tokenizer_of(symbols, tmp_path, Wav2Vec2PhonemeCTCTokenizer, do_phonemize=False)
     model = tiny_speech()
     model.processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), phonemes)
     path = [4, 4, 5, 0, 6, 0, 6, 7, 7, 0]
@@ -336,6 +334,29 @@ def test_symbols_are_targets_by_name_and_id(target: Any, index: int) -> None:
 def test_a_target_that_is_no_symbol_is_refused(target: str) -> None:
     with pytest.raises(InputError, match=r"the tokenizer has no token for the target '.*'; give another, or a token id"):
         ctc().output_index(target, ctc_tokenizer())
+
+
+@pytest.mark.parametrize("options", [{}, {"unk_token": None}])
+def test_a_target_that_a_tokenizer_without_an_unknown_symbol_lacks_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    characters = tokenizer_of(["<pad>", "|", "a", "tʃ"], tmp_path, **options)
+    phonemes = tokenizer_of(["<pad>", "|", "a", "tʃ"], tmp_path, Wav2Vec2PhonemeCTCTokenizer, **options)
+    assert [ctc().output_index("tʃ", tokenizer) for tokenizer in (characters, phonemes)] == [3, 3]
+    for target in ("c", "ac", ""):
+        with pytest.raises(InputError, match=f"the tokenizer has no token for the target '{target}'"):
+            ctc().output_index(target, characters)
+        with pytest.raises(InputError, match=f"the tokenizer has no phoneme '{target}'"):
+            ctc().output_index(target, phonemes)
+
+
+@pytest.mark.parametrize("kind", [Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer])
+def test_a_symbol_that_only_the_model_has_is_unknown_or_refused(tmp_path: Path, kind: Any) -> None:
+    model, path = tiny_speech(), [[2, 30, 3]]
+    model.processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer_of(["<pad>", "|", "a", "b"], tmp_path, kind))
+    assert [text.replace(" ", "") for text in decoded(model, path)] == ["a<unk>b"]
+    nameless = tokenizer_of(["<pad>", "|", "a", "b"], tmp_path, kind, unk_token=None)
+    model.processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), nameless)
+    with pytest.raises(InputError, match=r"predicts symbol 30, and its tokenizer has no name for it \(it has \d symbols"):
+        decoded(model, path)
 
 
 @pytest.mark.parametrize("target", [32, -1, 7.0, True, None])

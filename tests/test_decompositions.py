@@ -14,7 +14,7 @@ from encoderlens.errors import AnalysisError, HookNameError, InputError
 from encoderlens.slices import Slice
 from tests.additive import BLOCKS, MLPS, SIZES, additive_batch, additive_model
 from tests.by_hand import assert_rows, by_hand, front_norm, in_order_of_the_full_decomposition, places, stream, what_reads
-from tests.parity import assert_parity
+from tests.parity import assert_close, assert_parity, largest_of
 
 SORTS = list(itertools.product(BLOCKS, MLPS))
 APART = [("post", "plain"), ("pre", "gated")]
@@ -191,8 +191,7 @@ def test_sums_for_any_sizes(
     for decompose in (cache.decompose_resid, cache.get_full_resid_decomposition):
         rows = decompose(layer, mid, pos_slice=where)
         assert rows.shape == (len(rows), batch, model.cfg.d_model)
-        size = max(1.0, float(rows.abs().max()))
-        assert (rows.sum(0) - whole).abs().max() <= 100 * torch.finfo(dtype).eps * size
+        assert_parity(rows.sum(0), whole, None, 100 * torch.finfo(dtype).eps, largest_of(rows))
     rows = cache.decompose_resid()
     token = data.draw(st.integers(0, SIZES["d_vocab"] - 1))
     attributions = cache.logit_attrs(rows, token)
@@ -288,9 +287,9 @@ def test_apply_ln_to_stack_of_some_sequences(block: str, mlp: str) -> None:
     for layer, mid in ((0, True), (1, False), (2, False)):
         rows = cache.decompose_resid(layer, mid, pos_slice=[1, 4])
         whole = cache.apply_ln_to_stack(rows, layer, mid, [1, 4])
-        torch.testing.assert_close(cache.apply_ln_to_stack(rows, layer, mid, [1, 4], [2, 0]), whole[:, [2, 0]])
-        torch.testing.assert_close(cache.apply_ln_to_stack(rows, layer, mid, [1, 4], 1), whole[:, 1])
-        torch.testing.assert_close(cache.apply_ln_to_stack(rows[:, 1], layer, mid, [1, 4], 1, False), whole[:, 1])
+        assert_close(cache.apply_ln_to_stack(rows, layer, mid, [1, 4], [2, 0]), whole[:, [2, 0]])
+        assert_close(cache.apply_ln_to_stack(rows, layer, mid, [1, 4], 1), whole[:, 1])
+        assert_close(cache.apply_ln_to_stack(rows[:, 1], layer, mid, [1, 4], 1, False), whole[:, 1])
 
 
 def test_a_stack_that_was_not_made_with_these_slices_is_refused() -> None:
@@ -330,7 +329,7 @@ def test_positions_are_those_of_the_full_result(block: str, mlp: str, method: An
     assert whole.shape[1:] == (3, 11, D_MODEL)
     for value in WINDOWS:
         window = value if isinstance(value, Slice) else Slice(value)
-        torch.testing.assert_close(method(cache, value), window.apply(whole, 2), rtol=1e-12, atol=1e-12)
+        assert_close(method(cache, value), window.apply(whole, 2))
     with pytest.raises(InputError, match="a slice takes entry 11 of an axis that has 11"):
         method(cache, 11)
 
@@ -338,22 +337,21 @@ def test_positions_are_those_of_the_full_result(block: str, mlp: str, method: An
 @both_kinds_of_every_method
 def test_without_the_batch_axis_or_with_positions_of_the_run(block: str, mlp: str, method: Any) -> None:
     model = cached(block, mlp, torch.float64).model
-    close = {"rtol": 1e-12, "atol": 1e-12}
     whole, one = method(cached(block, mlp, torch.float64), None), method(run_one(model), None)
     for bare in (run_one(model, remove_batch_dim=True), run_one(model).remove_batch_dim()):
-        torch.testing.assert_close(method(bare, None), one[:, 0], **close)
-        torch.testing.assert_close(method(bare, [2, 7]), one[:, 0, [2, 7]], **close)
-        torch.testing.assert_close(method(bare, 4), one[:, 0, 4], **close)
+        assert_close(method(bare, None), one[:, 0])
+        assert_close(method(bare, [2, 7]), one[:, 0, [2, 7]])
+        assert_close(method(bare, 4), one[:, 0, 4])
     some = run(model, pos_slice=[1, 6, 3])
-    torch.testing.assert_close(method(some, None), whole[:, :, [1, 6, 3]], **close)
-    torch.testing.assert_close(method(some, 1), whole[:, :, 6], **close)
-    torch.testing.assert_close(method(run(model, pos_slice=-3), None), whole[:, :, [-3]], **close)
+    assert_close(method(some, None), whole[:, :, [1, 6, 3]])
+    assert_close(method(some, 1), whole[:, :, 6])
+    assert_close(method(run(model, pos_slice=-3), None), whole[:, :, [-3]])
     dropped = run(model, pos_slice=Slice(5))
-    torch.testing.assert_close(method(dropped, None), whole[:, :, 5], **close)
+    assert_close(method(dropped, None), whole[:, :, 5])
     with pytest.raises(InputError, match="the cache holds one position, without an axis to slice"):
         method(dropped, 0)
     bare = run_one(model, pos_slice=Slice(5), remove_batch_dim=True)
-    torch.testing.assert_close(method(bare, None), one[:, 0, 5], **close)
+    assert_close(method(bare, None), one[:, 0, 5])
 
 
 @every_method
@@ -363,7 +361,7 @@ def test_a_sequence_of_the_batch(method: Any) -> None:
     for value in (1, [2, 0], (1, 3), Slice(-1)):
         window = value if isinstance(value, Slice) else Slice(value)
         found = method(cache.apply_slice_to_batch_dim(value), [3])
-        torch.testing.assert_close(found, window.apply(whole[:, :, [3]], 1), rtol=1e-12, atol=1e-12)
+        assert_close(found, window.apply(whole[:, :, [3]], 1))
 
 
 def test_three_names_for_the_final_stream_and_none_for_others() -> None:
@@ -436,7 +434,7 @@ def test_the_value_bias_is_inside_the_rows_of_heads() -> None:
     after = run(model).stack_head_results(1)
     assert labels == [f"L0H{head}" for head in range(N_HEADS)]
     moved = torch.einsum("hd,hdm->hm", delta, model.blocks[0].attn.W_O.detach())
-    torch.testing.assert_close(after - before, moved[:, None, None].expand_as(after), rtol=1e-10, atol=1e-10)
+    assert_close(after - before, moved[:, None, None].expand_as(after))
 
 
 def test_stack_activation() -> None:
@@ -489,7 +487,7 @@ def test_neurons_that_are_chosen(block: str, mlp: str) -> None:
         index = torch.cat([chosen, chosen + N_NEURONS])
         found = cache.stack_neuron_results(2, None, neurons, True)
         assert found[1] == [labels[place] for place in index.tolist()]
-        torch.testing.assert_close(found[0], rows[index])
+        assert_close(found[0], rows[index])
         with_rest = cache.stack_neuron_results(2, None, neurons, incl_remainder=True)
         assert_parity(with_rest.sum(0), stream(cache, 2, False))
     with pytest.raises(InputError, match=f"a slice takes entry {N_NEURONS} of an axis that has {N_NEURONS}"):
@@ -506,12 +504,12 @@ def test_projected_rows_are_whole_rows_projected(block: str, mlp: str, apply_ln:
             options = {"apply_ln": apply_ln, "pos_slice": window}
             whole = cache.get_full_resid_decomposition(layer, mid, **options)
             found = cache.get_full_resid_decomposition(layer, mid, project_output_onto=onto, **options)
-            torch.testing.assert_close(found, whole @ onto, rtol=1e-11, atol=1e-11)
+            assert_close(found, whole @ onto)
             if not mid:
                 whole, labels = cache.stack_neuron_results(layer, None, [2, 5], True, True, apply_ln)
                 found = cache.stack_neuron_results(layer, None, [2, 5], True, True, apply_ln, onto)
                 assert found[1] == labels
-                torch.testing.assert_close(found[0], whole @ onto, rtol=1e-11, atol=1e-11)
+                assert_close(found[0], whole @ onto)
 
 
 @pytest.mark.parametrize("shape", [(13,), (2, D_MODEL), (D_MODEL, 2, 2), ()])
@@ -587,7 +585,7 @@ def test_a_run_that_stops_early_is_taken_apart_up_to_there() -> None:
         batch["tokens"], "hidden", batch["types"], batch["mask"], stop_at_layer=1, names_filter=lambda name: True
     )
     rows = short.decompose_resid(0, True)
-    torch.testing.assert_close(rows, cache.decompose_resid(0, True))
+    assert_close(rows, cache.decompose_resid(0, True))
     with pytest.raises(HookNameError, match=r"the cache holds no 'blocks.1.hook_normalized_resid_post'"):
         short.decompose_resid()
 
@@ -681,4 +679,4 @@ def test_rows_are_made_a_bounded_block_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert max(len(block.labels) for block in path.blocks()) == 3
     again, same = cache.get_full_resid_decomposition(return_labels=True)
     assert same == labels
-    torch.testing.assert_close(again, whole)
+    assert_close(again, whole)

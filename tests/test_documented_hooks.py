@@ -15,7 +15,8 @@ from encoderlens.config import (
     SentencePoolingPart,
 )
 from tests.additive import additive_batch, sentence_model
-from tests.hooks import POST_LN_BLOCK, assert_changed, declared, in_layers, norm, replaced, shape
+from tests.hooks import POST_LN_BLOCK, declared, in_layers, norm, replaced, shape
+from tests.parity import assert_changed, assert_close, assert_parity
 from tests.tiny import tiny_batch, tiny_hf
 
 EMBED = {
@@ -152,10 +153,6 @@ def test_everything_that_a_run_reaches_is_cached_with_the_documented_shape(hf_cl
     assert {name: tuple(tensor.shape) for name, tensor in activations.items()} == expected
 
 
-def relative_difference(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
 MIDDLE = ["hook_resid_mid", "hook_normalized_resid_mid", "mlp.hook_in", "hook_mlp_out", "hook_resid_post"]
 MIDDLE = [f"blocks.1.{name}" for name in MIDDLE]
 
@@ -167,9 +164,9 @@ def test_mlp_hook_in_is_the_mlp_branch_only(bert):
         _, edited = bert.run_with_cache(tokens, None, names_filter=MIDDLE)
     mid = clean["blocks.1.hook_normalized_resid_mid"]
     assert torch.equal(edited["blocks.1.hook_normalized_resid_mid"], mid)
-    assert relative_difference(edited["blocks.1.hook_mlp_out"], bert.blocks[1].mlp(mid + 1)) < 1e-5
-    assert relative_difference(edited["blocks.1.hook_mlp_out"], clean["blocks.1.hook_mlp_out"]) > 0.01
-    assert relative_difference(edited["blocks.1.hook_resid_post"] - edited["blocks.1.hook_mlp_out"], mid) < 1e-5
+    assert_parity(edited["blocks.1.hook_mlp_out"], bert.blocks[1].mlp(mid + 1))
+    assert_changed(edited["blocks.1.hook_mlp_out"], clean["blocks.1.hook_mlp_out"], 0.01)
+    assert_parity(edited["blocks.1.hook_resid_post"] - edited["blocks.1.hook_mlp_out"], mid)
 
 
 def test_hook_mlp_in_reaches_the_mlp_and_the_skip_path(bert):
@@ -180,9 +177,9 @@ def test_hook_mlp_in_reaches_the_mlp_and_the_skip_path(bert):
     assert torch.equal(edited["blocks.1.hook_resid_mid"], clean["blocks.1.hook_resid_mid"])
     normalized = bert.blocks[1].ln1(clean["blocks.1.hook_resid_mid"] + ramp)
     skip = edited["blocks.1.hook_resid_post"] - edited["blocks.1.hook_mlp_out"]
-    assert relative_difference(edited["blocks.1.mlp.hook_in"], normalized) < 1e-5
-    assert relative_difference(skip, normalized) < 1e-5
-    assert relative_difference(skip, clean["blocks.1.hook_normalized_resid_mid"]) > 0.01
+    assert_parity(edited["blocks.1.mlp.hook_in"], normalized)
+    assert_parity(skip, normalized)
+    assert_changed(skip, clean["blocks.1.hook_normalized_resid_mid"], 0.01)
 
 
 def test_the_cached_parts_add_up_as_the_block_does(bert):
@@ -190,25 +187,25 @@ def test_the_cached_parts_add_up_as_the_block_does(bert):
     _, cache = bert.run_with_cache(b["tokens"], "hidden", b["types"], b["mask"], names_filter=lambda name: True)
     embed = cache["embed.hook_embed"] + cache["embed.hook_pos_embed"] + cache["embed.hook_token_type_embed"]
     normalized = (embed - embed.mean(-1, keepdim=True)) / cache["embed.ln.hook_scale"]
-    torch.testing.assert_close(cache["embed.ln.hook_normalized"], normalized)
+    assert_close(cache["embed.ln.hook_normalized"], normalized)
     ln = bert.embed.ln
-    torch.testing.assert_close(cache["hook_full_embed"], normalized * ln.w + ln.b)
+    assert_close(cache["hook_full_embed"], normalized * ln.w + ln.b)
     for layer, block in enumerate(bert.blocks):
         act = {name: cache[f"blocks.{layer}.{name}"] for name in POST_LN_BLOCK}
         probabilities = act["attn.hook_attn_scores"].softmax(-1)
-        torch.testing.assert_close(act["attn.hook_pattern"], probabilities)
+        assert_close(act["attn.hook_pattern"], probabilities)
         z = torch.einsum("bhqk,bkhd->bqhd", probabilities, act["attn.hook_v"])
-        torch.testing.assert_close(act["attn.hook_z"], z, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(act["hook_attn_out"], act["attn.hook_result"].sum(2) + block.attn.b_O)
-        torch.testing.assert_close(act["hook_resid_mid"], act["hook_resid_pre"] + act["hook_attn_out"])
+        assert_close(act["attn.hook_z"], z)
+        assert_close(act["hook_attn_out"], act["attn.hook_result"].sum(2) + block.attn.b_O)
+        assert_close(act["hook_resid_mid"], act["hook_resid_pre"] + act["hook_attn_out"])
         mid = act["ln1.hook_normalized"] * block.ln1.w + block.ln1.b
-        torch.testing.assert_close(act["hook_normalized_resid_mid"], mid)
-        torch.testing.assert_close(act["hook_mlp_in"], act["hook_resid_mid"])
-        torch.testing.assert_close(act["mlp.hook_in"], mid)
-        torch.testing.assert_close(act["mlp.hook_post"], torch.nn.functional.gelu(act["mlp.hook_pre"]))
-        torch.testing.assert_close(act["hook_resid_post"], mid + act["hook_mlp_out"])
+        assert_close(act["hook_normalized_resid_mid"], mid)
+        assert_close(act["hook_mlp_in"], act["hook_resid_mid"])
+        assert_close(act["mlp.hook_in"], mid)
+        assert_close(act["mlp.hook_post"], torch.nn.functional.gelu(act["mlp.hook_pre"]))
+        assert_close(act["hook_resid_post"], mid + act["hook_mlp_out"])
         post = act["ln2.hook_normalized"] * block.ln2.w + block.ln2.b
-        torch.testing.assert_close(act["hook_normalized_resid_post"], post)
+        assert_close(act["hook_normalized_resid_post"], post)
         for name in ("q", "k", "v"):
             heads = act["hook_resid_pre"].unsqueeze(2).expand(-1, -1, 5, -1)
-            torch.testing.assert_close(act[f"hook_{name}_input"], heads)
+            assert_close(act[f"hook_{name}_input"], heads)

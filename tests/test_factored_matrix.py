@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from encoderlens import FactoredMatrix
 from encoderlens.errors import InputError
+from tests.parity import assert_close, assert_parity
 
 SIZES = st.integers(1, 5)
 KINDS = st.sampled_from(["any", "singular", "zero"])
@@ -143,7 +143,7 @@ def test_eigenvalues(pair):
     for exponent in range(1, factored.ldim + 1):  # power sums determine eigenvalues, and stay exact where these coincide
         trace = power.diagonal(dim1=-2, dim2=-1).sum(-1)
         scale = torch.linalg.matrix_norm(dense).max().item() ** exponent
-        assert_close(eigenvalues.pow(exponent).sum(-1), trace.to(torch.complex128), atol=1e-10 * scale + 1e-300, rtol=0)
+        assert_parity(eigenvalues.pow(exponent).sum(-1), trace.to(torch.complex128), None, 1e-10, scale)
         power = power @ dense
 
 
@@ -166,7 +166,7 @@ def test_norm_of_a_product_that_cancels(remainder):
     factored = FactoredMatrix(torch.cat([u, u], 1), torch.cat([v, -v * (1 - remainder)]))
     exact = torch.linalg.matrix_norm(factored.A.double() @ factored.B.double()).float()
     scale = factored.A.norm() * factored.B.norm()
-    assert (factored.norm() - exact).abs() < 1e-6 * scale  # the root of rounding error would be 3e-4 * scale
+    assert_parity(factored.norm(), exact, None, 1e-6, float(scale))  # the root of rounding error would be 3e-4 * scale
 
 
 @given(factors())
@@ -403,7 +403,7 @@ def test_half_precision(dtype, pair):
     assert_close(factored.norm(), exact.norm().to(dtype))
     for rounded, unrounded in zip(factored.svd(), exact.svd(), strict=True):
         assert torch.equal(rounded, unrounded.to(dtype))
-    assert_close(even.AB.float(), exact.AB, atol=0.02 * (1 + exact.norm().max().item()), rtol=0)
+    assert_parity(even.AB.float(), exact.AB, None, 0.02, 1 + exact.norm().max().item())
     assert (factored * 2.0).AB.dtype == (factored @ factored.T).AB.dtype == dtype
     if factored.ldim == factored.rdim:
         assert torch.equal(factored.eigenvalues, exact.eigenvalues)
@@ -581,7 +581,7 @@ def test_singular_values_can_be_differentiated_more_than_once():
     A = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     factored = FactoredMatrix(A, torch.randn(3, 4, dtype=torch.float64))
     first, second = (torch.autograd.grad(factored.S.sum(), A)[0] for _ in range(2))
-    torch.testing.assert_close(first, second)
+    assert_close(first, second)
 
 
 def test_another_dtype_on_either_side_is_refused():

@@ -1,9 +1,10 @@
 """Forced alignment: the best path against all paths, and where a model's transcripts lie in time."""
 
 import json
+import tracemalloc
 from fractions import Fraction
 from functools import cache
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from hypothesis import strategies as st
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from encoderlens import HookedAudioEncoder
-from encoderlens.audio import Timing
+from encoderlens.audio import Timing, forced_alignment
 from encoderlens.audio.forced_alignment import AlignedSpan, align_transcript, forced_path
 from encoderlens.errors import AnalysisError, InputError, TaskError, TokenizerMissingError
 from tests.speech import AMIABLE, CLUBS, DISPOSED, RATE, TRANSCRIPTS, ctc_tokenizer, processor, speech, tiny_speech
 from tests.tiny import tiny_hf, tiny_waves
 
 SYMBOLS = 4
+# How many frames lie between those whose numbers are kept; the last one is what users have.
+SEGMENTS = st.sampled_from([1, 2, 5, forced_alignment.SEGMENT])
 LOGITS = {"width": 32, "allow_nan": False, "min_value": -9, "max_value": 9}
 
 
@@ -82,9 +85,15 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, list[int], int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(problems())
-def test_the_best_of_all_paths_is_found(problem: tuple[np.ndarray, list[int], int]) -> None:
+@given(problems(), SEGMENTS)
+def test_the_best_of_all_paths_is_found(problem: tuple[np.ndarray, list[int], int], segment: int) -> None:
     log_probs, target, blank = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forced_alignment, "SEGMENT", segment)
+        check_the_best_path(log_probs, target, blank)
+
+
+def check_the_best_path(log_probs: np.ndarray, target: list[int], blank: int) -> None:
     paths = all_paths(len(log_probs), blank).get(tuple(target))
     if paths is None:
         with pytest.raises(InputError, match=f"frames, and the clip has {len(log_probs)}$"):
@@ -100,6 +109,55 @@ def test_the_best_of_all_paths_is_found(problem: tuple[np.ndarray, list[int], in
     assert collapsed(found, blank) == tuple(target)
     assert log_probability == pytest.approx(best, rel=1e-12, abs=1e-12)
     assert probability(log_probs, np.array(found)) == pytest.approx(best, rel=1e-12, abs=1e-12)
+
+
+def from_a_whole_table(log_probs: np.ndarray, target: list[int]) -> list[range]:
+    """The frames of each symbol on the best path, by a table of every frame and state; of equally good steps the shortest, and
+    the end in the last symbol rather than in a blank.
+    """
+    states = [0, *(state for symbol in target for state in (symbol, 0))]
+    scores = [[-np.inf] * len(states) for _ in log_probs]
+    scores[0][:2] = log_probs[0, states[:2]]
+
+    def came(frame: int, state: int) -> list[float]:
+        """How good the ways are that stay, come up by one state, and by two."""
+        two = state > 1 and states[state] != states[state - 2]
+        return [scores[frame - 1][state - step] for step in range(1 + (state > 0) + two)]
+
+    for frame, state in product(range(1, len(log_probs)), range(len(states))):
+        scores[frame][state] = max(came(frame, state)) + log_probs[frame, states[state]]
+    state = len(states) - 2 + int(scores[-1][-1] > scores[-1][-2])
+    path = [state]
+    for frame in range(len(log_probs) - 1, 0, -1):
+        ways = came(frame, path[0])
+        path.insert(0, path[0] - ways.index(max(ways)))
+    return [range(path.index(2 * i + 1), path.index(2 * i + 1) + path.count(2 * i + 1)) for i in range(len(target))]
+
+
+@pytest.mark.parametrize("segment", [1, 2, 7, forced_alignment.SEGMENT])
+@pytest.mark.parametrize("kind", ["drawn", "of a few values", "all alike"])
+def test_the_path_is_that_of_a_whole_table_also_where_several_are_as_good(
+    kind: str, segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forced_alignment, "SEGMENT", segment)
+    generator = np.random.default_rng(0)
+    for n_frames, n_symbols in [(9, 2), (9, 4), (40, 3), (40, 20), (41, 15)]:
+        drawn = generator.uniform(size=(n_frames, SYMBOLS))
+        log_probs = -{"drawn": drawn, "of a few values": np.round(2 * drawn), "all alike": np.ones_like(drawn)}[kind]
+        target = generator.integers(1, SYMBOLS, n_symbols).tolist()
+        assert forced_path(log_probs, target, blank=0)[0] == from_a_whole_table(log_probs, target)
+
+
+def test_memory_stays_far_below_a_byte_for_each_frame_and_state() -> None:
+    n_frames, log_probs = 5000, drawn(5000)
+    target = np.random.default_rng(0).integers(1, SYMBOLS, 2000).tolist()
+    tracemalloc.start()
+    try:
+        forced_path(log_probs, target, blank=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < n_frames * (2 * len(target) + 1) / 3
 
 
 def likelihood(log_probs: np.ndarray, target: list[int], blank: int) -> float:
@@ -443,7 +501,7 @@ def test_what_align_needs_of_the_model() -> None:
 def test_a_tokenizer_of_another_kind_is_refused(tokenizer: Any) -> None:
     model = tiny_speech()
     model.processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer)
-    with pytest.raises(InputError, match="align reads transcripts with a Wav2Vec2CTCTokenizer, not a BertTokenizer"):
+    with pytest.raises(InputError, match="a Wav2Vec2CTCTokenizer or a Wav2Vec2PhonemeCTCTokenizer, not a BertTokenizer"):
         model.align(speech(CLUBS), "TEN")
 
 

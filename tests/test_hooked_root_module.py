@@ -7,6 +7,7 @@ from torch import nn
 
 from encoderlens import HookedRootModule, HookPoint
 from encoderlens.errors import GradientError, HookNameError, HookUnreachableError, InputError
+from tests.parity import assert_close
 from tests.tiny import tiny_batch
 
 TOKENS = tiny_batch()["tokens"]
@@ -402,7 +403,7 @@ def test_a_filter_whose_points_the_model_does_not_pass(own):
 def test_incl_bwd_of_an_own_model(own):
     _, cache = own.run_with_cache(X, loss_fn=lambda output: output.square().sum(), incl_bwd=True)
     assert set(cache) == {*NAMES, *(f"{name}_grad" for name in NAMES)}
-    torch.testing.assert_close(cache[f"{END}_grad"], 2 * cache[END])
+    assert_close(cache[f"{END}_grad"], 2 * cache[END])
     with pytest.raises(GradientError, match="incl_bwd needs a scalar"):
         own.run_with_cache(X, incl_bwd=True)
     assert attached(own) == {}
@@ -439,8 +440,7 @@ def test_copies_drop_hooks_and_contexts_and_share_a_new_run_state(request, which
     assert twin.context_level == 0
     assert all(point.ctx == {} for point in twin.hook_points())
     assert twin.run_state is not model.run_state
-    assert twin.run_state.sequence is None
-    assert twin.run_state.tokens is None
+    assert twin.run_state.last is None
     assert list(twin.hook_dict) == list(model.hook_dict)
     for key, point in twin.hook_dict.items():
         assert point is twin.get_submodule(key)
@@ -448,7 +448,7 @@ def test_copies_drop_hooks_and_contexts_and_share_a_new_run_state(request, which
         assert point.run_state is twin.run_state
         assert point.name == key
         assert point.axes == model.hook_dict[key].axes
-    torch.testing.assert_close(twin(x), expected, rtol=1e-4, atol=1e-4)
+    assert_close(twin(x), expected)
     twin.add_hook(name, nothing)
     assert attached(model) == {name: (1, 1)}
     model.reset_hooks(including_permanent=True)

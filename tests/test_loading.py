@@ -213,10 +213,10 @@ def test_untied_model_loads_both_and_gives_the_same_logits(tmp_path: Path):
     assert list(model.load_report.spare) == ["cls.predictions.bias"], "Hugging Face's model keeps it, and reads decoder.bias"
     tokens = tiny_batch()["tokens"]
     theirs = hf_model(tokens).logits
-    assert (model(tokens) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(model(tokens), theirs)
     back = model.to_hf()
     assert back.config.tie_word_embeddings is False
-    assert (back(tokens).logits - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(back(tokens).logits, theirs)
 
 
 def test_untied_model_with_one_bias(tmp_path: Path):
@@ -277,7 +277,7 @@ def test_a_checkpoint_carries_every_head_that_it_holds(folder: Path, saved: Call
     hf_model, batch = saved("BertForPreTraining")[0], tiny_batch()
     theirs = hf_model(batch["tokens"], token_type_ids=batch["types"]).seq_relationship_logits
     ours = model.next_sentence(batch["tokens"], token_type_ids=batch["types"])
-    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_encoder_of_a_class_that_is_not_supported(tmp_path: Path, caplog: pytest
     batch = tiny_batch()
     theirs = hf_model.bert(batch["tokens"], token_type_ids=batch["types"]).last_hidden_state
     ours = model(batch["tokens"], token_type_ids=batch["types"])
-    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(ours, theirs)
     assert torch.equal(model.pooler.dense.weight, hf_model.bert.pooler.dense.weight)
 
 
@@ -597,7 +597,25 @@ def test_context_can_be_cut(saved: Callable):
     assert back.config.max_position_embeddings == 12
     assert torch.equal(back.bert.embeddings.position_embeddings.weight, full.W_pos[:12])
     theirs = back(batch["tokens"]).prediction_logits
-    assert (short(batch["tokens"]) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(short(batch["tokens"]), theirs)
+
+
+@pytest.mark.parametrize("hf_class", ["BertModel", "RobertaModel", "EsmModel"])
+def test_a_table_of_positions_that_is_longer_than_its_configuration_says(hf_class: str, tmp_path: Path):
+    """Only ``n_ctx`` may leave out positions, and the error says which one would."""
+    hf_model = save_tiny(hf_class, tmp_path, position_embedding_type="absolute")
+    rows = hf_model.config.max_position_embeddings
+    skipped = rows - load(hf_model).cfg.n_ctx
+    edit_config(tmp_path, max_position_embeddings=20 + skipped)
+    message = (
+        rf"model\.safetensors: embeddings\.position_embeddings\.weight has shape \[{rows}, 40\], the configuration calls for "
+        rf"\[{20 + skipped}, 40\] .* or keep the first positions with n_ctx=20$"
+    )
+    with pytest.raises(WeightsError, match=message):
+        load(tmp_path)
+    for n_ctx in (20, 7):
+        short = load(tmp_path, n_ctx=n_ctx)
+        assert torch.equal(short.W_pos, load(hf_model).W_pos[:n_ctx])
 
 
 @pytest.mark.parametrize("n_ctx", [0, 38, -1])
@@ -837,7 +855,9 @@ def test_shards_of_a_module_are_fetched(remote: tuple[Path, list[str]]):
 def test_a_cross_encoder_s_settings_are_fetched(remote: tuple[Path, list[str]]):
     there, fetched = remote
     save_tiny("BertForSequenceClassification", there, num_labels=1)
-    (there / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "some.Transformer"}]')
+    (there / "modules.json").write_text(
+        '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
+    )
     name = "config_sentence_transformers.json"
     (there / name).write_text('{"activation_fn": "torch.nn.modules.activation.Sigmoid"}')
     model = load(REPO)
@@ -850,6 +870,7 @@ MEMORY_SCRIPT = """
 import gc, json, sys
 import torch
 from encoderlens import HookedEncoder, loading
+from tests.parity import assert_parity
 
 def resident(kind):
     with open("/proc/self/status") as status:

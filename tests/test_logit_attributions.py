@@ -22,7 +22,7 @@ from encoderlens.slices import Slice
 from tests.additive import LABELS, SIZES, TASKS, additive_batch, additive_model
 from tests.by_hand import assert_rows, by_hand, in_order_of_the_full_decomposition, places
 from tests.checkpoints import save_tiny
-from tests.parity import assert_parity
+from tests.parity import assert_close, assert_parity
 
 BATCH = additive_batch()
 POOLED = ("next_sentence", "sequence_classification")
@@ -52,10 +52,6 @@ def known(
 def complete(cache: ActivationCache, rows: Tensor, tokens: Any, incorrect: Any = None, **slices: Any) -> Tensor:
     """What a full stack and the constant sum to."""
     return cache.logit_attrs(rows, tokens, incorrect, **slices).sum(0) + cache.logit_constant(tokens, incorrect, **slices)
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
 # The identity
@@ -99,7 +95,7 @@ def test_a_full_stack_and_the_constant_of_an_encoder_without_biases(task: str) -
     stack = cache.decompose_resid()
     assert cache.decompose_resid(return_labels=True)[1] == ["embed", "0_attn_out", "0_mlp_out", "1_attn_out", "1_mlp_out"]
     for target in (0, logits.shape[-1] - 1):
-        close(complete(cache, stack, target), logits[..., target].detach())
+        assert_close(complete(cache, stack, target), logits[..., target].detach())
 
 
 @two_sorts
@@ -127,7 +123,7 @@ def test_a_rows_attribution_is_the_heads_arithmetic_on_it(task: str, block: str,
         last = model.classifier if task == "token_classification" else model.qa_head
         expected = vectors @ last.W
     for target in range(expected.shape[-1]):
-        close(cache.logit_attrs(rows, target), expected[..., target].detach())
+        assert_close(cache.logit_attrs(rows, target), expected[..., target].detach())
 
 
 @two_sorts
@@ -137,9 +133,9 @@ def test_the_three_steps_of_a_transformer_lens_script(block: str, mlp: str) -> N
     normed = cache.apply_ln_to_stack(rows)
     bias = 0 if model.ln_final is None else model.ln_final.b.detach()
     hidden = model(BATCH["tokens"], "hidden", BATCH["types"], BATCH["mask"]).detach()
-    close(normed.sum(0) + bias, hidden)
+    assert_close(normed.sum(0) + bias, hidden)
     streams = cache.accumulated_resid(apply_ln=True)
-    close(model.unembed(model.mlm_head(streams[-1])).detach(), logits)
+    assert_close(model.unembed(model.mlm_head(streams[-1])).detach(), logits)
 
 
 # Which logit
@@ -150,15 +146,15 @@ def test_forms_of_tokens() -> None:
     tokens, other = BATCH["tokens"], additive_batch(seed=4)["tokens"]
     per_row = tokens[:, 2]
     one = cache.logit_attrs(rows, 7)
-    close(cache.logit_attrs(rows, torch.tensor(7)), one)
-    close(cache.logit_attrs(rows, torch.full((3,), 7)), one)
-    close(cache.logit_attrs(rows, torch.full((3, 11), 7, dtype=torch.int32)), one)
-    close(complete(cache, rows, tokens), logits.gather(-1, tokens[..., None])[..., 0])
+    assert_close(cache.logit_attrs(rows, torch.tensor(7)), one)
+    assert_close(cache.logit_attrs(rows, torch.full((3,), 7)), one)
+    assert_close(cache.logit_attrs(rows, torch.full((3, 11), 7, dtype=torch.int32)), one)
+    assert_close(complete(cache, rows, tokens), logits.gather(-1, tokens[..., None])[..., 0])
     expected = torch.stack([logits[row, :, per_row[row]] for row in range(3)])
-    close(complete(cache, rows, per_row), expected)
-    close(cache.logit_attrs(rows, tokens, other), cache.logit_attrs(rows, tokens) - cache.logit_attrs(rows, other))
-    close(complete(cache, rows, per_row, 3), expected - logits[..., 3])
-    close(complete(cache, rows, 3, 5), logits[..., 3] - logits[..., 5])
+    assert_close(complete(cache, rows, per_row), expected)
+    assert_close(cache.logit_attrs(rows, tokens, other), cache.logit_attrs(rows, tokens) - cache.logit_attrs(rows, other))
+    assert_close(complete(cache, rows, per_row, 3), expected - logits[..., 3])
+    assert_close(complete(cache, rows, 3, 5), logits[..., 3] - logits[..., 5])
 
 
 def test_words(bert: HookedEncoder) -> None:
@@ -187,11 +183,11 @@ NAMES = {
 def test_names_of_classes(task: str) -> None:
     logits, cache, rows = known(task)
     for index, name in enumerate(NAMES[task]):
-        close(complete(cache, rows, name), logits[..., index])
-    close(complete(cache, rows, NAMES[task][0], NAMES[task][1]), logits[..., 0] - logits[..., 1])
+        assert_close(complete(cache, rows, name), logits[..., index])
+    assert_close(complete(cache, rows, NAMES[task][0], NAMES[task][1]), logits[..., 0] - logits[..., 1])
     per_row = torch.tensor([1, 0, 1])
     expected = torch.stack([logits[row, ..., per_row[row]] for row in range(3)])
-    close(complete(cache, rows, per_row), expected)
+    assert_close(complete(cache, rows, per_row), expected)
     wrong = NAMES[task][1][:-1]
     with pytest.raises(InputError, match=f"the {task} head has no '{wrong}'; did you mean"):
         cache.logit_attrs(rows, wrong)
@@ -253,8 +249,8 @@ def test_slices_are_those_of_the_full_result(block: str, mlp: str, task: str) ->
             window, chosen = (value if isinstance(value, Slice) else Slice(value) for value in (positions, sequences))
             slices = {"pos_slice": positions, "batch_slice": sequences}
             found = cache.logit_attrs(cache.decompose_resid(pos_slice=positions), tokens, **slices)
-            close(found, chosen.apply(window.apply(whole, 2), 1))
-            close(cache.logit_constant(tokens, **slices), chosen.apply(window.apply(constant, 1)))
+            assert_close(found, chosen.apply(window.apply(whole, 2), 1))
+            assert_close(cache.logit_constant(tokens, **slices), chosen.apply(window.apply(constant, 1)))
 
 
 @pytest.mark.parametrize("task", POOLED)
@@ -263,7 +259,7 @@ def test_pooled_heads_take_sequences_and_no_positions(block: str, mlp: str, task
     logits, cache, rows = known(task, block, mlp)
     for sequences in SEQUENCES:
         chosen = sequences if isinstance(sequences, Slice) else Slice(sequences)
-        close(complete(cache, rows, 1, batch_slice=sequences), chosen.apply(logits[:, 1]))
+        assert_close(complete(cache, rows, 1, batch_slice=sequences), chosen.apply(logits[:, 1]))
     refusal = f"the {task} head reads a whole sequence: its rows need every position, without pos_slice"
     with pytest.raises(InputError, match=refusal):
         cache.logit_attrs(cache.decompose_resid(pos_slice=0), 1, pos_slice=0)
@@ -279,7 +275,7 @@ def test_pooled_heads_take_sequences_and_no_positions(block: str, mlp: str, task
 @every_task
 def test_a_stack_of_one_sequence(block: str, mlp: str, task: str) -> None:
     _, cache, rows = known(task, block, mlp)
-    close(cache.logit_attrs(rows[:, 2], 1, batch_slice=2, has_batch_dim=False), cache.logit_attrs(rows, 1)[:, 2])
+    assert_close(cache.logit_attrs(rows[:, 2], 1, batch_slice=2, has_batch_dim=False), cache.logit_attrs(rows, 1)[:, 2])
     for slices in ({}, {"batch_slice": [2]}):
         with pytest.raises(InputError, match="the cache has one: say with batch_slice=index which sequence"):
             cache.logit_attrs(rows[:, 2], 1, has_batch_dim=False, **slices)
@@ -302,12 +298,12 @@ def test_without_the_batch_axis(task: str) -> None:
         inputs = (BATCH["tokens"][row : row + 1], "logits", BATCH["types"][row : row + 1], BATCH["mask"][row : row + 1])
         for bare in (model.run_with_cache(*inputs, **one)[1], whole.apply_slice_to_batch_dim(row)):
             rows = bare.decompose_resid()
-            close(bare.logit_attrs(rows, 1), whole.logit_attrs(whole_rows, 1)[:, row])
-            close(bare.logit_constant(1), whole.logit_constant(1)[row])
+            assert_close(bare.logit_attrs(rows, 1), whole.logit_attrs(whole_rows, 1)[:, row])
+            assert_close(bare.logit_constant(1), whole.logit_constant(1)[row])
             if task in PER_POSITION:
                 ids = BATCH["tokens"] % N_OUTPUTS.get(task, len(LABELS))
-                close(bare.logit_attrs(rows, ids[row]), whole.logit_attrs(whole_rows, ids)[:, row])
-                close(bare.logit_attrs(rows[:, 3], 1, pos_slice=3), whole.logit_attrs(whole_rows, 1)[:, row, 3])
+                assert_close(bare.logit_attrs(rows, ids[row]), whole.logit_attrs(whole_rows, ids)[:, row])
+                assert_close(bare.logit_attrs(rows[:, 3], 1, pos_slice=3), whole.logit_attrs(whole_rows, 1)[:, row, 3])
             with pytest.raises(InputError, match="this cache has no batch axis to choose along"):
                 bare.logit_attrs(rows, 1, batch_slice=0)
 
@@ -318,12 +314,12 @@ def test_a_cache_of_some_positions(block: str, mlp: str, task: str) -> None:
     _, whole, whole_rows = known(task, block, mlp)
     attributions, constant = whole.logit_attrs(whole_rows, 1), whole.logit_constant(1)
     _, some = run(whole.model, pos_slice=[5, 2])
-    close(some.logit_attrs(some.decompose_resid(), 1), attributions[:, :, [5, 2]])
-    close(some.logit_constant(1), constant[:, [5, 2]])
+    assert_close(some.logit_attrs(some.decompose_resid(), 1), attributions[:, :, [5, 2]])
+    assert_close(some.logit_constant(1), constant[:, [5, 2]])
     _, dropped = run(whole.model, pos_slice=Slice(5))
     for tokens in (1, torch.ones(3).long()):
-        close(dropped.logit_attrs(dropped.decompose_resid(), tokens), attributions[:, :, 5])
-        close(dropped.logit_constant(tokens, batch_slice=[1]), constant[[1], 5])
+        assert_close(dropped.logit_attrs(dropped.decompose_resid(), tokens), attributions[:, :, 5])
+        assert_close(dropped.logit_constant(tokens, batch_slice=[1]), constant[[1], 5])
 
 
 # Models, heads and caches that have no answer
@@ -334,7 +330,7 @@ def test_the_head_is_the_one_of_the_models_task() -> None:
     model = cache.model
     with model.use_task("question_answering"):
         logits = model(BATCH["tokens"], "logits", BATCH["types"], BATCH["mask"]).detach()
-        close(complete(cache, rows, "end"), logits[..., 1])
+        assert_close(complete(cache, rows, "end"), logits[..., 1])
 
 
 def test_without_a_head(tmp_path: Any) -> None:
@@ -365,7 +361,7 @@ def test_what_is_missing_is_named(block: str, mlp: str) -> None:
     with pytest.raises(HookNameError, match=f"the cache holds no '{final}'"):
         without.logit_attrs(rows, 1)
     _, only = run(cache.model, names_filter=lambda name: name in (final, "ln_final.hook_scale"))
-    close(only.logit_attrs(rows, 1), cache.logit_attrs(rows, 1))
+    assert_close(only.logit_attrs(rows, 1), cache.logit_attrs(rows, 1))
     if block == "pre":
         _, without = run(cache.model, names_filter=lambda name: name != "ln_final.hook_scale")
         with pytest.raises(HookNameError, match=r"the cache holds no 'ln_final.hook_scale'"):
@@ -385,7 +381,7 @@ def test_inference_mode_and_no_graph(task: str, made: bool, read: bool) -> None:
         ids = torch.ones(3).long()
         found = [cache.logit_attrs(rows, ids, 0), cache.logit_constant(ids, 0)]
     assert not any(tensor.requires_grad or tensor.grad_fn is not None for tensor in found)
-    close(found[0].sum(0) + found[1], logits[..., 1] - logits[..., 0])
+    assert_close(found[0].sum(0) + found[1], logits[..., 1] - logits[..., 0])
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(run(model)[0], logits)  # nothing stays frozen
 
@@ -396,11 +392,12 @@ def test_hooks_on_the_head_are_not_part_of_it() -> None:
     stack = cache.decompose_resid()
     expected = cache.logit_attrs(stack, 5), cache.logit_constant(5)
     with model.hooks([("mlm_head.hook_post", lambda x, hook: x * 0)]):
-        torch.testing.assert_close((cache.logit_attrs(stack, 5), cache.logit_constant(5)), expected)
+        assert_close(cache.logit_attrs(stack, 5), expected[0])
+        assert_close(cache.logit_constant(5), expected[1])
 
 
 def test_ids_may_be_a_list() -> None:
     model, batch = additive_model(), additive_batch()
     cache = model.run_with_cache(batch["tokens"], "logits", batch["types"], batch["mask"])[1]
     stack = cache.decompose_resid()
-    torch.testing.assert_close(cache.logit_attrs(stack, [1, 2, 3]), cache.logit_attrs(stack, torch.tensor([1, 2, 3])))
+    assert_close(cache.logit_attrs(stack, [1, 2, 3]), cache.logit_attrs(stack, torch.tensor([1, 2, 3])))

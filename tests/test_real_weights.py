@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from encoderlens import HookedEncoder
 from encoderlens.analysis import cosine_attribution, direct_logit_attribution, logit_lens, token_pairs
-from tests.parity import assert_parity
+from tests.parity import assert_close, assert_complete, assert_parity
 
 pytestmark = pytest.mark.realweights
 
@@ -87,7 +87,7 @@ def test_albert_attributions_and_lens(albert: HookedEncoder) -> None:
     text = REACTIONS[1].replace("=O.O", "=[MASK].O")
     assert albert(text, "predictions") == "O"
     result = direct_logit_attribution(albert, text, "O", baseline="N")
-    assert result.error < 1e-5
+    assert_complete(result)
     assert float(result.total) > 0
     assert "embed_b" in result.labels["component"], "the bias of the projection from its narrow embeddings"
     at = albert.to_tokens(text)[0][0].tolist().index(albert.tokenizer.mask_token_id)
@@ -151,13 +151,13 @@ def test_minilm_finds_the_paraphrase(minilm: HookedEncoder) -> None:
 
 def test_minilm_attribution_of_a_cosine(minilm: HookedEncoder) -> None:
     with torch.no_grad():
-        cosine = float(minilm(SENTENCES[0])[0] @ minilm(SENTENCES[1])[0])
+        cosine = minilm(SENTENCES[0])[0] @ minilm(SENTENCES[1])[0]
     rows = cosine_attribution(minilm, SENTENCES[0], SENTENCES[1])
-    assert rows.error < 1e-5
-    assert abs(float(rows.total) - cosine) < 1e-6
+    assert_complete(rows)
+    assert_close(rows.total, cosine)
     pairs = token_pairs(minilm, SENTENCES[0], SENTENCES[1])
-    assert pairs.error < 1e-5
-    assert abs(pairs.cosine - cosine) < 1e-6
+    assert_complete(pairs)
+    assert_close(torch.tensor(pairs.cosine), cosine)
     assert "sits" in str(pairs.top(2)), "the words of the paraphrase are what makes it one"
     assert "rests" in str(pairs.top(2))
 

@@ -7,6 +7,7 @@ import torch
 
 from encoderlens import BertNextSentencePrediction, HookedEncoder
 from encoderlens.errors import ConfigError, InputError
+from tests.parity import assert_changed, assert_parity
 from tests.tiny import tiny_batch, tiny_hf
 
 DICT = {"d_model": 24, "d_head": 6, "n_layers": 2, "n_ctx": 16, "d_vocab": 50, "seed": 1}
@@ -17,7 +18,7 @@ def test_attention_is_bidirectional_by_default() -> None:
     tokens = torch.arange(6)[None]
     changed = tokens.clone()
     changed[0, -1] = 40
-    assert not torch.allclose(model(tokens, "hidden")[0, 0], model(changed, "hidden")[0, 0])
+    assert_changed(model(changed, "hidden")[0, 0], model(tokens, "hidden")[0, 0])
     with pytest.raises(ConfigError, match="encoders attend both ways"):
         HookedEncoder(DICT | {"attention_dir": "causal"})
 
@@ -29,7 +30,7 @@ def test_classes_other_than_pretraining_load_from_a_local_folder(hf_class: str, 
     model = HookedEncoder.from_pretrained(str(tmp_path), device="cpu")
     tokens = tiny_batch()["tokens"]
     hidden = hf_model(tokens, output_hidden_states=True).hidden_states[-1]
-    assert (model(tokens, "hidden") - hidden).abs().max() < 1e-5
+    assert_parity(model(tokens, "hidden"), hidden)
 
 
 def test_activation_and_token_types_come_from_the_checkpoint() -> None:
@@ -137,11 +138,11 @@ def test_decompose_resid_has_the_embeddings_and_sums_to_the_stream(bert: HookedE
         rows, labels = cache.decompose_resid(layer, return_labels=True)
         assert labels[:4] == ["embed", "pos_embed", "token_type_embed", "embed_ln_b"]
         stream = cache["resid_pre", layer] if layer < 3 else cache["normalized_resid_post", 2]
-        assert (rows.sum(0) - stream).abs().max() < 1e-5
+        assert_parity(rows.sum(0), stream)
 
 
 def test_logit_attrs_sum_to_the_logit(bert: HookedEncoder) -> None:
     logits, cache = padded_cache(bert)
     found = cache.logit_attrs(cache.decompose_resid(), "the").sum(0) + cache.logit_constant("the")
     expected = logits[..., bert.tokenizer.convert_tokens_to_ids("the")]
-    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert_parity(found, expected)

@@ -28,7 +28,7 @@ from encoderlens.errors import (
     WeightsError,
 )
 from tests.checkpoints import assert_same_tensors, edit_config, edit_tensors
-from tests.parity import assert_parity
+from tests.parity import assert_changed, assert_parity
 from tests.sentences import LONG, TEXTS, edit_json, edit_modules, encoded, load, save_encoder, save_transformer
 from tests.tiny import tiny_batch, tiny_hf
 
@@ -211,7 +211,7 @@ def test_prompts(modules: Any, transformer: Path, tmp_path: Path) -> None:
     assert_parity(model(TEXTS).detach(), encoded(reference, prompt_name="passage"))
     model.prompt = ""
     assert_parity(model(TEXTS).detach(), encoded(reference, prompt=""))
-    assert (model(TEXTS) - encoded(reference)).abs().max() > 1e-3, "the prompt makes a difference"
+    assert_changed(model(TEXTS), encoded(reference))  # the prompt makes a difference
 
 
 def test_a_model_without_a_prompt(usual: tuple[Any, Path], bert: HookedEncoder) -> None:
@@ -445,9 +445,9 @@ def with_values(path: str, **values: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / path, **values)
 
 
-def with_type(index: int, kind: str) -> Callable[[Path], None]:
+def with_type(index: int, kind: str, package: str = "sentence_transformers.models") -> Callable[[Path], None]:
     def change(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [entry | ({"type": f"some.{kind}"} if entry["idx"] == index else {}) for entry in entries]
+        return [entry | ({"type": f"{package}.{kind}"} if entry["idx"] == index else {}) for entry in entries]
 
     return lambda folder: edit_modules(folder, change)
 
@@ -458,6 +458,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "unknown module": (with_type(2, "LSTM"), ConfigError, r"modules\.json: the module LSTM is not implemented; .* Dense, "),
     "unknown first module": (with_type(0, "WordEmbeddings"), ConfigError, r"modules\.json: the first module is WordEmbeddings"),
     "no pooling": (with_type(1, "CNN"), ConfigError, r"modules\.json: Transformer is followed by CNN; only Pooling"),
+    "code of its own": (with_type(0, "Transformer", "own"), ConfigError, r"the first module is own\.Transformer; only Trans"),
+    "pooling of its own": (
+        with_type(1, "Pooling", "own"),
+        ConfigError,
+        r"Transformer is followed by own\.Pooling; only Pooling",
+    ),
+    "a layer of its own": (with_type(2, "Dense", "own"), ConfigError, r"the module own\.Dense is not implemented"),
     "no list of modules": (with_text("modules.json", "{}"), ConfigError, r"modules\.json is no list of modules"),
     "an empty list": (with_text("modules.json", "[]"), ConfigError, r"modules\.json is no list of modules"),
     "a module without a path": (

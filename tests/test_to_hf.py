@@ -11,6 +11,7 @@ import transformers
 from encoderlens import EncoderConfig, HookedEncoder
 from encoderlens.config import PoolerPart, SequenceClassificationPart
 from tests.checkpoints import BERT_CLASSES, assert_same_parameters, assert_same_tensors, edit_config, read_tensors, save_tiny
+from tests.parity import assert_parity
 from tests.tiny import TOKENIZER, tiny_batch, tiny_hf
 
 
@@ -82,7 +83,7 @@ def test_edits_go_along(tmp_path: Path):
         model.blocks[1].attn.W_O[2] = 0
     tokens = tiny_batch()["tokens"]
     theirs = model.to_hf()(tokens).logits
-    assert (model(tokens) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert_parity(model(tokens), theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -102,7 +103,7 @@ def test_a_model_made_here_goes_too():
     model = HookedEncoder(small).eval()
     back = model.to_hf()
     assert type(back).__name__ == "BertForPreTraining"
-    assert torch.allclose(back(tokens).prediction_logits, model(tokens), atol=1e-5)
+    assert_parity(back(tokens).prediction_logits, model(tokens))
 
 
 def test_classifier_made_here_keeps_its_labels_and_its_problem():

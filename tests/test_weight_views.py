@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from encoderlens import HookedEncoder
 from encoderlens.errors import WeightsError
+from tests.parity import assert_changed, assert_close
 from tests.tiny import tiny_hf
 
 TOKENS = torch.tensor([[5, 9, 17, 30, 2]])
@@ -60,7 +61,7 @@ def test_views_are_live_and_have_the_shapes_of_transformer_lens(get: Getter, nam
     assert list(view.shape) == shape
     with torch.no_grad():
         view += torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert not torch.allclose(outputs(model), before)
+    assert_changed(outputs(model), before)
     assert torch.equal(getattr(module, name), view)
 
 
@@ -88,7 +89,7 @@ def test_assigning_copies_into_the_parameter(wrap: Any, get: Getter, name: str, 
     before, value = outputs(model), torch.randn(shape, generator=torch.Generator().manual_seed(0))
     setattr(module, name, wrap(value.clone()))
     assert torch.equal(getattr(module, name), value)
-    assert not torch.allclose(outputs(model), before)
+    assert_changed(outputs(model), before)
     assert {key: id(parameter) for key, parameter in model.named_parameters()} == parameters, "no parameter may be replaced"
     assert name not in module._parameters
 
@@ -122,7 +123,7 @@ def test_editing_a_leaf_in_place_needs_no_grad(model: HookedEncoder):
 def test_views_carry_gradients(model: HookedEncoder):
     model.blocks[0].attn.W_Q.square().sum().backward()
     weight = model.blocks[0].attn.q.weight
-    assert torch.allclose(weight.grad, 2 * weight)
+    assert_close(weight.grad, 2 * weight)
 
 
 @pytest.mark.parametrize("name", ["W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "W_in", "W_out", "b_in", "b_out"])
@@ -145,8 +146,8 @@ def test_stacks_cannot_be_assigned(model: HookedEncoder):
 
 def test_circuits_are_products_of_the_views(model: HookedEncoder):
     attn = model.blocks[2].attn
-    assert torch.allclose(model.QK[2, 3].AB, attn.W_Q[3] @ attn.W_K[3].T, atol=1e-6)
-    assert torch.allclose(model.OV[2, 3].AB, attn.W_V[3] @ attn.W_O[3], atol=1e-6)
+    assert_close(model.QK[2, 3].AB, attn.W_Q[3] @ attn.W_K[3].T)
+    assert_close(model.OV[2, 3].AB, attn.W_V[3] @ attn.W_O[3])
 
 
 MOVES: dict[str, Callable[[HookedEncoder], HookedEncoder]] = {

@@ -18,7 +18,7 @@ from encoderlens.weights import Piece, Row, apply, expand, find, invert, linear,
 from tests.checkpoints import assert_same_parameters, assert_same_tensors
 from tests.tiny import tiny_batch, tiny_hf
 
-SIZES = {"head": 2, "d_head": 3}
+SIZES = {"head": 2, "d_head": 3, "pos": 4}
 
 
 class Small(nn.Module):
@@ -147,9 +147,12 @@ def test_spare_tensor_of_an_untied_model_is_kept_aside():
         apply(rows, source, Small(), sizes=SIZES, base_prefix="base.")
 
 
-def test_positions_may_be_cropped():
-    model, _ = load(stored(), Small(n_ctx=3))
+def test_positions_may_be_cropped_on_request_only():
+    model, _ = load(stored(), Small(n_ctx=3), crop=True)
     assert torch.equal(model.positions, stored()["positions"][:3])
+    message = r"positions has shape \[4, 3\], the configuration calls for \[3, 3\] .*; correct .* or keep .* with n_ctx=4$"
+    with pytest.raises(WeightsError, match=message):
+        load(stored(), Small(n_ctx=3))
 
 
 def test_ignored_and_left_tensors_are_reported():

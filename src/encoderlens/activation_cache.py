@@ -3,14 +3,15 @@
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoderlens.cached_run import CachedRun, Window, as_slice
 from encoderlens.carried_rows import CarriedRows, check_size
 from encoderlens.components.heads import Head, LinearHead
-from encoderlens.components.residual import Norm, Step
+from encoderlens.components.residual import Norm, Passage, Step, WriteOfParts
 from encoderlens.errors import AnalysisError, InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.linearised import Carry, require_eval
@@ -65,6 +66,7 @@ class ActivationCache(CachedRun):
         places += [(target, mid) for mid in (False, True)[: 1 + mlp_input]]
         streams = [self._at(model.stream_point(*place), window) for place in places]
         if apply_ln and target == model.cfg.n_layers:
+            self._check_weights_of(self._norms_to(target, mlp_input))
             streams = [self._run(model.as_final, stream, *place) for stream, place in zip(streams, places, strict=True)]
         stack = torch.stack(streams).detach()
         if apply_ln and target < model.cfg.n_layers:
@@ -126,6 +128,7 @@ class ActivationCache(CachedRun):
         for block in self.model.blocks:
             result, z = str(block.attn.hook_result.name), block.attn.hook_z.name
             if result not in self.cache_dict and z in self.cache_dict:
+                self._check_weights_of([block.attn.out_layer])
                 weight = block.attn.out_weight.detach().to(self[z])
                 self.cache_dict[result] = block.attn.spread(self[z], weight)
 
@@ -177,6 +180,7 @@ class ActivationCache(CachedRun):
         if not isinstance(layer, int) or isinstance(layer, bool) or not -n_layers <= layer < n_layers:
             raise InputError(f"layer={layer!r}; the layers are 0 to {n_layers - 1}, negative ones count from the last")
         mlp, window = self.model.blocks[layer].mlp, as_slice(neuron_slice)
+        self._check_weights_of([mlp.out_layer])
         activation = window.apply(self._at(mlp.hook_post, as_slice(pos_slice)), -1)
         out = mlp.out_weight.shape[1:] if onto is None else onto.shape[1:]
         check_size((*activation.shape, *out), activation.dtype, self.max_stack_bytes)
@@ -277,11 +281,13 @@ class ActivationCache(CachedRun):
         Raises:
             InputError: for a stack of other sequences or positions than these.
         """
+        _check_stack(residual_stack)
         sequences = self._sequences(batch_slice, has_batch_dim)
         stack = residual_stack if sequences.selects_all or not has_batch_dim else sequences.apply(residual_stack, 1)
         norm = self.model.norm_in_front(self._layer(layer, mlp_input), mlp_input)
         if norm is None:
             return stack
+        self._check_weights_of([norm])
         if recompute_ln:
             return self._run(norm, stack)
         scale = self._at(norm.hook_scale, as_slice(pos_slice))
@@ -322,6 +328,7 @@ class ActivationCache(CachedRun):
             InputError: for a target that is not there; a stack of other sequences or positions than these; positions for a
                 head that reads a whole sequence.
         """
+        _check_stack(residual_stack)
         window, sequences = as_slice(pos_slice), self._sequences(batch_slice, has_batch_dim)
         head, linear = self._linear_head(tokens, incorrect_tokens, window)
         stack = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
@@ -355,6 +362,7 @@ class ActivationCache(CachedRun):
         model = self.model
         require_eval(model)
         head = model.task_head()
+        self._check_weights_of([*head.modules.values(), *([] if model.ln_final is None else [model.ln_final])])
         if head.layer_sum is not None:
             raise AnalysisError(
                 f"the {head.task} head reads the streams of all layers, not the final one: take direct_logit_attribution"
@@ -377,7 +385,7 @@ class ActivationCache(CachedRun):
 
     def _targets(self, head: Head, tokens: Any, shape: torch.Size) -> Int[Tensor, "batch *pos"]:
         model = self.model
-        tokens = torch.as_tensor(tokens) if isinstance(tokens, list | tuple) else tokens
+        tokens = _as_tensor(tokens) if isinstance(tokens, list | tuple | np.ndarray) else tokens
         if not isinstance(tokens, Tensor) or tokens.ndim == 0:
             single = tokens.item() if isinstance(tokens, Tensor) else tokens
             return torch.full(shape, head.output_index(single, model.tokenizer), device=model.cfg.device)
@@ -420,6 +428,9 @@ class ActivationCache(CachedRun):
         target, window = self._layer(layer, mlp_input), as_slice(pos_slice)
         path: list[Step] = self.model.residual_path(target, mlp_input)
         norm = self.model.norm_in_front(target, mlp_input) if apply_ln else None
+        writers = [step.writer for step in path if isinstance(step, WriteOfParts) and step.writer.part in split]
+        read = [*self._norms_to(target, mlp_input), *(writer.out_layer for writer in writers)]
+        self._check_weights_of(read if norm is None else [*read, norm])
         stream = self._at(self.model.stream_point(target, mlp_input), window)
         return CarriedRows(
             path=path,
@@ -430,6 +441,27 @@ class ActivationCache(CachedRun):
             onto=self._directions(onto),
             neurons=neurons or Slice(),
         )
+
+    def _norms_to(self, layer: int, mlp_input: bool) -> list[nn.Module]:
+        """What the stream passes through on its way to a layer, and the norm behind the last one."""
+        path = self.model.residual_path(layer, mlp_input)
+        final = [] if self.model.ln_final is None else [self.model.ln_final]
+        return [*(step.module for step in path if isinstance(step, Passage)), *final]
+
+    def _check_weights_of(self, modules: list[nn.Module]) -> None:
+        """Refuse weights that are not those of the run, and activations that are none.
+
+        Raises:
+            AnalysisError: for either.
+        """
+        self.check_weights(modules)
+        for name, scale in self.items():
+            if name.endswith(".hook_scale") and bool((scale <= 0).any()):
+                raise AnalysisError(
+                    f"{name} holds {float(scale.min()):.3g}, and scales are above 0: these are gradients, not the activations "
+                    "of a run, and have no decomposition. What a component does to a loss by its gradient is the activation "
+                    "times the gradient at its own hook point, cache[name] * grads[name], summed over its last axes"
+                )
 
     def _parts(self, rows: CarriedRows, part: str, incl_remainder: bool, return_labels: bool) -> Any:
         blocks = [block for block in rows.blocks() if block.of("parts", part)]
@@ -478,6 +510,22 @@ class ActivationCache(CachedRun):
         elif not window.selects_all:
             rows = window.apply(rows, 1)
         return sequences.apply(rows) if self.has_batch_dim else rows[0]
+
+
+def _as_tensor(tokens: Any) -> Tensor:
+    try:
+        return torch.as_tensor(tokens)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            "tokens are a list with words in it, or of lists of different lengths; give one token for all, or whole numbers "
+            "[batch] or [batch pos]"
+        ) from error
+
+
+def _check_stack(stack: Any) -> None:
+    if not isinstance(stack, Tensor) or not stack.is_floating_point():
+        found = str(stack.dtype).removeprefix("torch.") if isinstance(stack, Tensor) else f"a {type(stack).__name__}"
+        raise InputError(f"the stack is {found}; it is a tensor of floating-point numbers [component batch pos d_model]")
 
 
 def _check_rows(stack: Stack, rows: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from encoderlens.errors import HookNameError, InputError
+from encoderlens.devices import device_named
+from encoderlens.errors import AnalysisError, HookNameError, InputError
+from encoderlens.fingerprint import WeightsOfRun, fingerprint
 from encoderlens.names import act_name, did_you_mean
 from encoderlens.slices import Slice, SliceInput
 
@@ -61,6 +63,25 @@ class CachedRun(Mapping[str, Tensor]):
         self.mask = mask
         self.positions = positions
         self.frame_times = frame_times
+        self.weights = WeightsOfRun(model)
+
+    def check_weights(self, modules: Iterable[nn.Module]) -> None:
+        """Refuse to read weights that have changed since the run.
+
+        Args:
+            modules: the parts of the model whose weights are read.
+
+        Raises:
+            AnalysisError: with the first that has changed.
+        """
+        read = {part for module in modules for part in module.modules()}
+        names = [name for name, module in self.model.named_modules() if module in read]
+        changed = next(self.weights.changed_in(names), None)
+        if changed is not None:
+            raise AnalysisError(
+                f"the weights of {changed} have changed since the run that this cache is of, and what they give now would not "
+                "add up to its stream: run the model again"
+            )
 
     # A mapping
 
@@ -114,12 +135,14 @@ class CachedRun(Mapping[str, Tensor]):
         """Move every tensor of this cache to a device.
 
         Raises:
-            InputError: for what is no device; a dtype is chosen when the model runs (``run_with_cache(dtype=…)``).
+            InputError: for a device that is not there, or a dtype, which is chosen when the model runs
+                (``run_with_cache(dtype=…)``).
         """
-        try:
-            device = torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"to({device!r}): a cache moves to a device, such as 'cpu' or 'cuda'") from error
+        if not isinstance(device, str | int | torch.device):
+            raise InputError(
+                f"to({device!r}): a cache moves to a device, such as 'cpu'; run_with_cache takes a dtype"
+            )
+        device = device_named(device, empty=True)
         self._map(lambda tensor: tensor.to(device))
         self.positions = None if self.positions is None else self.positions.to(device)
         self.frame_times = None if self.frame_times is None else self.frame_times.to(device)
@@ -166,14 +189,20 @@ class CachedRun(Mapping[str, Tensor]):
         """Write everything but the model to a safetensors file, which appears only when it is complete.
 
         Raises:
-            InputError: if the file cannot be written.
+            InputError: if the file cannot be written, or the model's weights have changed since the run.
         """
+        changed = next(self.weights.changed_in(name for name, _ in self.model.named_modules()), None)
+        if changed is not None:
+            raise InputError(
+                f"the weights of {changed} have changed since the run, and a file names the weights that it is of: save caches "
+                "before you change the model, or keep the activations alone with safetensors' save_file(dict(cache), path)"
+            )
         beside = {name: getattr(self, name) for name in _BESIDE if getattr(self, name) is not None}
         tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in self.items()}
         about = {
             "model": self.model.cfg.model_name,
             "sizes": _sizes(self.model),
-            "weights": _weights(self.model),
+            "weights": fingerprint(self.model),
             "has_batch_dim": self.has_batch_dim,
             "names": list(self),
         }
@@ -211,25 +240,36 @@ def _sizes(model: Any) -> dict[str, int]:
     return {name: getattr(model.cfg, name) for name in _SIZES}
 
 
-def _weights(model: Any) -> list[float]:
-    """The first number of every parameter, by which a model with other weights is told apart."""
-    return [float(parameter.detach().flatten()[0]) for parameter in model.parameters()]
-
-
 def _checked(file: Any, path: Path | str, model: Any) -> dict[str, Any]:
     """What a file says of the cache in it, if it is one, and of a run of this model."""
-    about = json.loads((file.metadata() or {}).get(_ABOUT, "null"))
-    if about is None:
+    stored = (file.metadata() or {}).get(_ABOUT)
+    if stored is None:
         raise InputError(f"{path} holds no cache: it was not written by a cache's save")
+    about = _parsed(stored, path)
+    if missing := sorted(set(about["names"]) - set(file.keys())):
+        raise InputError(f"{path} is damaged: it names {missing[0]!r} and does not hold it; save the cache again")
     ours, theirs = _sizes(model), about["sizes"]
     different = [f"{name} {theirs[name]}, not {ours[name]}" for name in _SIZES if theirs[name] != ours[name]]
     different += [f"a hook point {name!r}" for name in about["names"] if name.removesuffix("_grad") not in model.hook_dict][:1]
-    ran, given = torch.tensor(about["weights"]), torch.tensor([] if different else _weights(model))
-    same = ran.shape == given.shape and torch.allclose(ran, given, rtol=1e-2, atol=1e-4)  # in half precision they are close
-    if not different and not same:
+    if not different and about["weights"] != fingerprint(model):
         different = ["other weights"]
     if different:
         raise InputError(f"{path} is of another model, {about['model']!r}: it has {', '.join(different)}")
+    return about
+
+
+def _parsed(stored: str, path: Path | str) -> dict[str, Any]:
+    """The description of a cache, if every field is there and of its kind."""
+    kinds = {"model": str, "sizes": dict, "weights": str, "has_batch_dim": bool, "names": list}
+    try:
+        about = json.loads(stored)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged: what it says of its cache is not JSON; save the cache again") from error
+    whole = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())
+    if not whole or not about["sizes"].keys() >= set(_SIZES) or not all(isinstance(name, str) for name in about["names"]):
+        raise InputError(
+            f"{path} is damaged, or of another version: it does not say {', '.join(kinds)} of its cache; save it again"
+        )
     return about
 
 

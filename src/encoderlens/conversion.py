@@ -45,8 +45,11 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
     return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
 
 
-def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
+def fill(model: Encoder, checkpoint: loading.Checkpoint, crop: bool = False) -> None:
     """Fill a model's parameters from its checkpoint, and set its task.
+
+    Args:
+        crop: the model has fewer positions than the checkpoint, as ``n_ctx`` asks.
 
     Raises:
         WeightsError: see ``weights.apply``.
@@ -64,6 +67,7 @@ def fill(model: Encoder, checkpoint: loading.Checkpoint) -> None:
             kept=family.kept,
             tied=encoder.tie_word_embeddings,
             leave=checkpoint.leave,
+            crop=crop,
         )
     except WeightsError as error:
         raise WeightsError(f"{error}{loading.whose(checkpoint.family, checkpoint.source, checkpoint.where)}") from error
@@ -248,4 +252,5 @@ def _hf_config(model: Encoder, encoder: EncoderConfig) -> Any:
 
 
 def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:
-    return {"head": encoder.n_heads, "kv_head": encoder.n_kv_heads, "d_head": encoder.d_head}
+    heads = {"head": encoder.n_heads, "kv_head": encoder.n_kv_heads, "d_head": encoder.d_head}
+    return heads if encoder.n_ctx is None else heads | {"pos": encoder.n_ctx}

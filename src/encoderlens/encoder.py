@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
+from encoderlens.devices import check_move, device_named
 from encoderlens.errors import ConfigError, InputError, TaskError, WeightsError
-from encoderlens.hook_points import HookPoint
+from encoderlens.hook_points import CachingHook, HookPoint
+from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, did_you_mean
+from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
 from encoderlens.state_dicts import shared_names
@@ -31,6 +35,7 @@ from encoderlens.weights import LoadReport
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 ReturnType = Literal["logits", "predictions", "hidden", "loss", "embedding"]
+SMALL_CACHE = 64 * 2**20  # bytes, for which free memory is not looked up
 RETURN_TYPES = ("logits", "predictions", "hidden", "loss", "embedding", None)
 
 
@@ -89,6 +94,7 @@ class Encoder(WeightStacks, ABC):
         sentence_embedding: how it makes one vector of a text; None for a model that is no sentence encoder.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
+        moves: how often it was moved or cast.
         weight_names: the names of each parameter and buffer that the configuration calls for, several where modules share it.
     """
 
@@ -105,6 +111,7 @@ class Encoder(WeightStacks, ABC):
         self._task = next(iter(self.heads), None)
         self.hf_config: dict[str, Any] = {}
         self.load_report = LoadReport()
+        self.moves = 0
         self.setup()
 
     def _make(self, cfg: EncoderConfig) -> None:
@@ -161,7 +168,7 @@ class Encoder(WeightStacks, ABC):
                 f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
             )
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-        generator = torch.Generator(self.cfg.device).manual_seed(seed)
+        generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.ndim == 1:
@@ -199,23 +206,25 @@ class Encoder(WeightStacks, ABC):
         self.cfg = copy.copy(self.cfg)
         self.cfg.bind(self)
 
-    def _apply(self: AnyEncoder, fn: Callable[..., Any], recurse: bool = True) -> AnyEncoder:
-        super()._apply(fn, recurse)
-        self.cfg.bind(self)
-        return self
-
     # Tasks and planned runs
 
     @property
     def task(self) -> str | None:
         """The head that ``return_type="logits"`` runs; None without one. Assign another task of ``heads`` to switch."""
-        return self._task
+        chosen = self.run_state.tasks
+        return chosen[-1] if chosen else self._task
 
     @task.setter
     def task(self, task: str | None) -> None:
+        self._check_task(task)
+        if self.run_state.tasks:
+            self.run_state.tasks[-1] = task
+        else:
+            self._task = task
+
+    def _check_task(self, task: str | None) -> None:
         if task is not None and task not in self.heads:
             raise TaskError(f"the model has no {task!r} head; its heads: {self.head_names()}{did_you_mean(task, self.heads)}")
-        self._task = task
 
     def head_names(self) -> str:
         """The tasks of the heads, for messages."""
@@ -244,12 +253,18 @@ class Encoder(WeightStacks, ABC):
 
     @contextmanager
     def use_task(self: AnyEncoder, task: str) -> Iterator[AnyEncoder]:
-        """Context in which another head runs."""
-        before, self.task = self._task, task
+        """Context in which another head runs, in this thread.
+
+        Raises:
+            TaskError: for a head that the model does not have.
+        """
+        self._check_task(task)
+        chosen = self.run_state.tasks
+        chosen.append(task)
         try:
             yield self
         finally:
-            self._task = before
+            chosen.pop()
 
     def default_hook_names(self) -> list[str]:
         return [name for name, point in self.hook_dict.items() if point.on_demand is None or getattr(self.cfg, point.on_demand)]
@@ -327,9 +342,9 @@ class Encoder(WeightStacks, ABC):
 
     def _shortened(self, plan: RunPlan) -> RunPlan:
         """With nothing to return, stop after the last block that has a hook, unless gradients flow back through all."""
-        if any(point.bwd_hooks for point in self.hook_points()):
+        if any(point.awaiting("bwd") for point in self.hook_points()):
             return plan
-        hooked = [name for name, point in self.hook_dict.items() if point.fwd_hooks]
+        hooked = [name for name, point in self.hook_dict.items() if point.awaiting("fwd")]
         if plan.finishes and any(name.startswith("ln_final.") for name in hooked):
             return plan
         last = max((layer for layer in map(block_of, hooked) if layer is not None), default=-1)
@@ -355,13 +370,16 @@ class Encoder(WeightStacks, ABC):
             at: positions whose logits are wanted, of a head that has logits for every position; None for all.
 
         Raises:
-            InputError: before anything runs, for labels that do not fit, and for input without what predictions need.
+            InputError: before anything runs, for labels that do not fit, for input without what predictions need, and for a
+                cache that would not fit into memory.
         """
         readout, head = plan.head, plan.head if isinstance(plan.head, Head) else None
         if head is not None and labels is not None:
             head.check_labels(labels, batch.sequence)
         if head is not None and plan.returns == "predictions":
             head.check_input(batch)
+        if self.context_level:
+            self._check_cache_fits(plan, batch)
         with self.run_state.run(batch.sequence, batch.token_ids):
             resid = self.run_blocks(first(), plan, batch.sequence)
             if readout is None or plan.returns is None:
@@ -373,6 +391,42 @@ class Encoder(WeightStacks, ABC):
                 return head.loss(outputs, labels.to(outputs.device), batch.sequence)
             decoded = head.decode(outputs, batch)
             return head.decode_one(decoded[0]) if batch.single else decoded
+
+    def _check_cache_fits(self, plan: RunPlan, batch: Batch) -> None:
+        """Refuse a run whose caches would take more memory than is free.
+
+        Raises:
+            InputError: with the remedies.
+        """
+        needed: Counter[torch.device] = Counter()
+        for name, point in self.hook_dict.items():
+            if not plan.reaches(name):
+                continue
+            for handle in (*point.awaiting("fwd"), *point.awaiting("bwd")):
+                if isinstance(handle.user_hook, CachingHook):
+                    device = torch.device(handle.user_hook.device or self.cfg.device)
+                    sizes = self.axis_sizes(name, batch)
+                    needed[device] += handle.user_hook.kept_bytes(point, sizes, self.cfg.dtype)
+        for device, size in needed.items():
+            free = free_bytes(device) if size > SMALL_CACHE else None
+            if free is not None and size > free:
+                raise InputError(
+                    f"the cache of this run would take about {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on "
+                    f"{device}: keep some activations (names_filter=) or positions (pos_slice=) only, or fewer bits "
+                    "(dtype=torch.bfloat16), or keep them on another device (device=), or run fewer or shorter inputs"
+                )
+
+    def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
+        """How long the axes of a hook point are in a run.
+
+        Args:
+            name: of the hook point.
+            batch: what is read.
+        """
+        cfg, sequence = self.cfg.encoder, batch.sequence
+        sizes = {"batch": sequence.batch, "pos": sequence.pos, "query": sequence.pos, "key": sequence.pos}
+        sizes |= {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads, "d_head": cfg.d_head, "d_model": cfg.d_model}
+        return sizes | {"d_mlp": cfg.d_mlp, "d_embed": cfg.d_embed, "d_vocab": cfg.d_vocab_out or 1}
 
     def run_blocks(self, resid: Resid, plan: RunPlan, sequence: Sequence) -> Resid:
         """The stream after the last block that runs, through any final norm; or the sum of streams that the head reads."""
@@ -475,12 +529,17 @@ class Encoder(WeightStacks, ABC):
     # Moving
 
     def to(self: AnyEncoder, *args: Any, device_or_dtype: Any = None, print_details: bool = True, **kwargs: Any) -> AnyEncoder:
-        """Every form of ``torch.nn.Module.to``. ``print_details`` prints where the model is now, in one line."""
+        """Every form of ``torch.nn.Module.to``. ``print_details`` prints where the model is now, in one line.
+
+        Raises:
+            DeviceError: for a device that is not there.
+            ConfigError: for a dtype that no model computes in.
+        """
         if device_or_dtype is not None:
             args = (device_or_dtype, *args)
         if len(args) == 2 and isinstance(args[1], bool) and isinstance(args[0], str | torch.device):
             args, print_details = args[:1], args[1]
-        super().to(*args, **kwargs)
+        super().to(*map(_destination, args), **{name: _destination(value) for name, value in kwargs.items()})
         if print_details:
             print(f"{type(self).__name__} is on {self.cfg.device} in {str(self.cfg.dtype).removeprefix('torch.')}")
         return self
@@ -488,6 +547,21 @@ class Encoder(WeightStacks, ABC):
     def mps(self: AnyEncoder) -> AnyEncoder:
         """Move to Apple's GPU."""
         return self.to("mps", print_details=False)
+
+    def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
+        model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
+        self.moves += 1
+        super()._apply(fn, recurse)
+        self.cfg.bind(self)
+        return self
+
+
+def _destination(value: Any) -> Any:
+    """An argument of ``to``, checked if it is a device or a dtype."""
+    if isinstance(value, torch.dtype):
+        return model_dtype(value)
+    is_device = isinstance(value, str | int | torch.device) and not isinstance(value, bool)
+    return device_named(value, empty=True) if is_device else value
 
 
 def _build_norm(cfg: EncoderConfig, d_model: int | None = None, width: str = "d_model", rows: str = "batch pos") -> ScaledNorm:

@@ -2,7 +2,8 @@
 
 EncoderLensError
 ├── ConfigError (ValueError)              a configuration that asks for something unknown or not implemented
-│   └── UnknownArchitectureError          a checkpoint of a family or class that is not in the registry
+│   ├── UnknownArchitectureError          a checkpoint of a family or class that is not in the registry
+│   └── DeviceError                       a device that is not there; an InputError too
 ├── CheckpointNotFoundError (FileNotFoundError)   no such folder, file, shard or hub id
 ├── WeightsError (ValueError)             missing, left-over, misshapen, truncated or unequal tied tensors
 ├── HookError
@@ -62,6 +63,10 @@ class GradientError(EncoderLensError, RuntimeError):
 
 class InputError(EncoderLensError, ValueError):
     """Text, tokens, masks, labels or options that do not fit the model."""
+
+
+class DeviceError(ConfigError, InputError):
+    """A device that is not there, of a model or of a cache."""
 
 
 class TokenizerMissingError(InputError):

@@ -1,7 +1,8 @@
 """HookPoint: the identity module that every activation of interest passes through."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 
 from encoderlens.errors import GradientError, HookNameError, HookResultError
 from encoderlens.names import block_of
-from encoderlens.sequence import Sequence
+from encoderlens.run_state import EVERYWHERE, Direction, RunState, Scope
 from encoderlens.slices import Slice
 
-Direction = Literal["fwd", "bwd"]
 HookFunction = Callable[..., Any]
 
 
@@ -26,36 +26,14 @@ class LensHandle:
         is_permanent: survives ``reset_hooks`` unless ``including_permanent`` is asked for.
         context_level: depth of the ``hooks()`` context that attached it, None outside one.
         must_run: attached by name in a context, so that a run which cannot reach its point is an error.
+        scope: the runs in which it acts.
     """
 
     user_hook: HookFunction
     is_permanent: bool = False
     context_level: int | None = None
     must_run: bool = False
-
-
-@dataclass
-class RunState:
-    """What a root module shares with its hook points: the batch of the run that is under way, or of the last one."""
-
-    sequence: Sequence | None = None
-    tokens: Tensor | None = None
-    running: bool = False
-
-    @contextmanager
-    def run(self, sequence: Sequence, tokens: Tensor | None) -> Iterator[None]:
-        """Context of one run. A run inside another one, started by a hook, leaves the outer one's batch as it was."""
-        outer = (self.sequence, self.tokens, self.running)
-        self.sequence, self.tokens, self.running = sequence, tokens, True
-        try:
-            yield
-        finally:
-            self.running = False
-            if outer[2]:
-                self.sequence, self.tokens, self.running = outer
-
-    def __getstate__(self) -> dict[str, Any]:  # copies of a model start without a run
-        return {"sequence": None, "tokens": None, "running": False}
+    scope: Scope = EVERYWHERE
 
 
 @dataclass
@@ -94,6 +72,17 @@ class CachingHook:
             kept = kept.clone()
         self.cache[f"{hook.name}{self.suffix}"] = kept
 
+    def kept_bytes(self, hook: "HookPoint", sizes: Mapping[str, int], dtype: torch.dtype) -> int:
+        """The memory that it will keep of a hook point, of whose axes the sizes are known; unknown ones count as 1.
+
+        Args:
+            dtype: of what passes there.
+        """
+        shape = [sizes.get(axis, 1) for axis in hook.axes]
+        if hook.pos_axis is not None:
+            shape[hook.pos_axis] = len(self.pos_slice.indices(shape[hook.pos_axis]))
+        return math.prod(shape) * (self.dtype or dtype).itemsize
+
     def _may_change(self, tensor: Tensor) -> bool:
         """A view of a parameter changes as the model is trained, and a gradient may become a leaf's ``.grad``, to which the
         next ``backward`` adds in place.
@@ -128,13 +117,40 @@ class HookPoint(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether any hook is attached."""
-        return bool(self.fwd_hooks or self.bwd_hooks)
+        """Whether any hook acts in the run under way."""
+        if not (self.fwd_hooks or self.bwd_hooks):
+            return False
+        return bool(self.acting("fwd") or self.acting("bwd"))
 
     @property
     def only_caches(self) -> bool:
-        """Whether nothing attached can change what passes through, or asks for its gradient."""
-        return not self.bwd_hooks and all(isinstance(handle.user_hook, CachingHook) for handle in self.fwd_hooks)
+        """Whether nothing that acts can change what passes through, or asks for its gradient."""
+        if not (self.fwd_hooks or self.bwd_hooks):
+            return True
+        observers = (isinstance(handle.user_hook, CachingHook) for handle in self.acting("fwd"))
+        return not self.acting("bwd") and all(observers)
+
+    def acting(self, dir: Direction) -> list[LensHandle]:
+        """The hooks of a direction that act in the run under way."""
+        state = self.run_state
+        return [handle for handle in self._in_reach(dir) if state.is_in(handle.scope)]
+
+    def awaiting(self, dir: Direction) -> list[LensHandle]:
+        """The hooks of a direction that will act in the next run that this thread starts."""
+        thread, depth = self.run_state.next_scope.thread, self.run_state.next_scope.depth
+        return [
+            handle
+            for handle in self._in_reach(dir)
+            if handle.scope.thread in (None, thread) and handle.scope.depth in (None, depth)
+        ]
+
+    def _in_reach(self, dir: Direction) -> list[LensHandle]:
+        """The hooks of a direction that are neither silent nor being called. Other threads may attach hooks meanwhile."""
+        handles = self._handles(dir)
+        state = self.run_state
+        if not handles or dir in state.silent:
+            return []
+        return [handle for handle in tuple(handles) if handle.user_hook not in state.called]
 
     @property
     def pos_axis(self) -> int | None:
@@ -144,46 +160,59 @@ class HookPoint(nn.Module):
     def forward(self, tensor: Tensor) -> Tensor:
         if not (self.fwd_hooks or self.bwd_hooks):
             return tensor
-        leaving = tensor
-        for handle in tuple(self.fwd_hooks):
-            leaving = self._run_forward_hook(handle.user_hook, leaving)
-        if not self.bwd_hooks:
+        leaving = self._through_forward_hooks(tensor)
+        backward = self.acting("bwd")
+        if not backward:
             return leaving
         if tensor.requires_grad and not leaving.requires_grad and torch.is_grad_enabled():
             leaving = leaving.detach().requires_grad_()  # a hook put a constant here, such as zeros: it has a gradient too
-        return self._attach_backward_hooks(leaving)
+        return self._attach_backward_hooks(leaving, backward)
 
-    def _run_forward_hook(self, hook: HookFunction, tensor: Tensor) -> Tensor:
-        if isinstance(hook, CachingHook):
-            hook(tensor, hook=self)
+    def _through_forward_hooks(self, tensor: Tensor) -> Tensor:
+        leaving = tensor
+        replaced = False
+        for handle in self.acting("fwd"):
+            if isinstance(handle.user_hook, CachingHook):
+                handle.user_hook(leaving, hook=self)
+                continue
+            private = leaving.clone()
+            with self.run_state.calling(handle.user_hook):
+                replacement = handle.user_hook(private, hook=self)
+            if replacement is None:
+                leaving = private
+            else:
+                leaving = self._checked(replacement, private, "hook")
+                replaced = True
+        if leaving is tensor:
             return tensor
-        private = tensor.clone()
-        replacement = hook(private, hook=self)
-        return private if replacement is None else self._checked(replacement, private, "hook")
+        return self.run_state.see(self, tensor, leaving, replaced)
 
-    def _attach_backward_hooks(self, tensor: Tensor) -> Tensor:
+    def _attach_backward_hooks(self, tensor: Tensor, handles: list[LensHandle]) -> Tensor:
         if not (torch.is_grad_enabled() and tensor.requires_grad):
             raise GradientError(
                 f"{self.name} has a backward hook, but its activation carries no gradient: run with gradients enabled, "
                 "and with parameters (or an input) that require them"
             )
         node = tensor.view_as(tensor)
-        for handle in self.bwd_hooks:
-            node.register_hook(self._backward_hook(handle.user_hook))
+        for handle in handles:
+            node.register_hook(self._backward_hook(handle))
         return node
 
-    def _backward_hook(self, hook: HookFunction) -> Callable[[Tensor], Tensor | None]:
-        def run(grad: Tensor) -> Tensor | None:
-            edits = not isinstance(hook, CachingHook)
-            given = grad.clone() if edits else grad
-            replacement = hook(given, hook=self)
+    def _backward_hook(self, handle: LensHandle) -> Callable[[Tensor], Tensor | None]:
+        hook = handle.user_hook
+
+        def observe(grad: Tensor) -> None:
+            hook(grad, hook=self)
+
+        def edit(grad: Tensor) -> Tensor:
+            private = grad.clone()
+            with self.run_state.calling(hook):
+                replacement = hook(private, hook=self)
             if isinstance(replacement, tuple) and len(replacement) == 1:
                 replacement = replacement[0]
-            if replacement is None:
-                return given if edits else None
-            return self._checked(replacement, grad, "backward hook")
+            return private if replacement is None else self._checked(replacement, grad, "backward hook")
 
-        return run
+        return observe if isinstance(hook, CachingHook) else edit
 
     def _checked(self, replacement: Any, original: Tensor, what: str) -> Tensor:
         if not isinstance(replacement, Tensor):
@@ -195,6 +224,11 @@ class HookPoint(nn.Module):
                 f"a {what} at {self.name} returned {_shape_text(replacement)} in place of {_shape_text(original)}"
                 f"{' (' + ' '.join(self.axes) + ')' if self.axes else ''}; a replacement has the same shape and dtype"
             )
+        if replacement.device != original.device:
+            raise HookResultError(
+                f"a {what} at {self.name} returned a tensor on {replacement.device} in place of one on {original.device}; "
+                "move it there: replacement.to(tensor.device)"
+            )
         return replacement
 
     def add_hook(
@@ -205,8 +239,19 @@ class HookPoint(nn.Module):
         level: int | None = None,
         prepend: bool = False,
     ) -> LensHandle:
-        """Attach a hook; ``prepend`` runs it before those already there."""
-        return self.attach(LensHandle(hook, is_permanent, level), dir, prepend)
+        """Attach a hook, which acts in the runs of every thread; ``prepend`` runs it before those already there.
+
+        Raises:
+            HookNameError: for what cannot be called.
+        """
+        check_hook(hook)
+        return self.attach(LensHandle(hook, is_permanent, level, scope=self.scope_of(hook)), dir, prepend)
+
+    def scope_of(self, hook: HookFunction) -> Scope:
+        """Where a hook that is attached for every thread acts: a caching hook in no run that another hook starts."""
+        if isinstance(hook, CachingHook):
+            return Scope(depth=self.run_state.next_scope.depth)
+        return EVERYWHERE
 
     def attach(self, handle: LensHandle, dir: Direction, prepend: bool = False) -> LensHandle:
         handles = self._handles(dir)
@@ -219,8 +264,8 @@ class HookPoint(nn.Module):
 
     def detach(self, handle: LensHandle) -> None:
         """Take off one hook, if it is still on."""
-        self.fwd_hooks = [other for other in self.fwd_hooks if other is not handle]
-        self.bwd_hooks = [other for other in self.bwd_hooks if other is not handle]
+        _discard(self.fwd_hooks, handle)
+        _discard(self.bwd_hooks, handle)
 
     def has_hooks(
         self, dir: Direction | Literal["both"] = "both", including_permanent: bool = True, level: int | None = None
@@ -238,14 +283,17 @@ class HookPoint(nn.Module):
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
-        """Take off hooks: of one level if one is given, permanent ones only if asked for."""
+        """Take off hooks: of one level if one is given, permanent ones only if asked for. Those of contexts that other threads
+        have open stay on.
+        """
+        own = (None, self.run_state.thread)
         for one in _directions(dir):
             handles = self._handles(one)
-            handles[:] = [
-                handle
-                for handle in handles
-                if (handle.is_permanent and not including_permanent) or (level is not None and handle.context_level != level)
-            ]
+            for handle in tuple(handles):
+                stays = handle.is_permanent and not including_permanent
+                elsewhere = handle.scope.thread not in own or (level is not None and handle.context_level != level)
+                if not stays and not elsewhere:
+                    _discard(handles, handle)
 
     def clear_context(self) -> None:
         """Empty ``ctx``, the dictionary in which hooks may keep things between calls."""
@@ -272,6 +320,22 @@ class HookPoint(nn.Module):
 
     def extra_repr(self) -> str:
         return " ".join(self.axes)
+
+
+def check_hook(hook: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        HookNameError: for anything but a function.
+    """
+    if not callable(hook):
+        raise HookNameError(f"a hook is a function of (tensor, hook), not {hook!r}")
+
+
+def _discard(handles: list[LensHandle], handle: LensHandle) -> None:
+    """Take a handle out of a list in one step, as other threads may change the list too."""
+    with suppress(ValueError):
+        handles.remove(handle)
 
 
 def _directions(dir: Direction | Literal["both"]) -> tuple[Direction, ...]:

@@ -19,15 +19,17 @@ from encoderlens.audio.processor import (
     default_processor,
     processing_of,
     require_ctc_tokenizer,
-    target_of,
     tokenizer_in,
 )
 from encoderlens.audio.reader import AudioReader, are_frames
+from encoderlens.audio.transcripts import target_of
+from encoderlens.batch import Batch
+from encoderlens.components import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
 from encoderlens.linearised import require_eval
-from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
+from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
 
@@ -104,6 +106,8 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
         """
+        place = place_of(device, move_to_device)
+        wanted = dtype_of(torch_dtype, dtype)
         checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
         loading.check_modality(checkpoint.family.modality, "audio", checkpoint.where)
         encoder = conversion.read_config(checkpoint)
@@ -111,7 +115,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             name = None if model_name is None else str(model_name)
             default = default_processor(cast(FrontendPart, encoder.frontend))
             processor = loading.processor_of(checkpoint, name, revision, default)
-        model = cls(encoder, move_to_device, processor=processor, device=device, dtype=torch_dtype or dtype, init_weights=False)
+        model = cls(encoder, processor=processor, device=place, dtype=wanted, init_weights=False)
         conversion.fill(model, checkpoint)
         return model.eval()
 
@@ -237,13 +241,21 @@ class HookedAudioEncoder(PretrainedEncoder):
     def position_times(self, n_positions: int) -> Float[Tensor, " pos"]:
         return self.frame_times(n_positions)
 
+    def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
+        sizes = super().axis_sizes(name, batch)
+        if not name.startswith("frontend.") or not isinstance(batch, AudioBatch) or batch.waves is None:
+            return sizes
+        n_convs = int(name.split(".")[1]) + 1
+        n_frames = self.frontend_part.frames_after(n_convs, batch.waves.shape[1])
+        return sizes | {"frame": n_frames, "channel": self.frontend_part.channels[n_convs - 1]}
+
     # Running
 
     def prepare(
         self,
         inputs: Any,
         one_zero_attention_mask: Any = None,
-        sampling_rate: Any = 16000,
+        sampling_rate: Any = ...,
         move_to_device: bool = True,
         *,
         padding: Any = "batch",
@@ -255,11 +267,8 @@ class HookedAudioEncoder(PretrainedEncoder):
             InputError, GradientError: for what the model cannot read, or what another model prepared.
         """
         if isinstance(inputs, AudioBatch):
-            if (
-                one_zero_attention_mask is not None
-                or mask_time_indices is not None
-                or (sampling_rate, padding) != (16000, "batch")
-            ):
+            masked = one_zero_attention_mask is not None or mask_time_indices is not None
+            if masked or sampling_rate is not ... or padding != "batch":
                 raise InputError("a prepared batch has its rate, its padding and its masks; give these to prepare()")
             batch = self._reader.prepared(inputs)
         else:
@@ -273,7 +282,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         self,
         inputs: Any,
         one_zero_attention_mask: Any = None,
-        sampling_rate: Any = 16000,
+        sampling_rate: Any = ...,
         move_to_device: bool = True,
         *,
         return_type: Any = "hidden",
@@ -288,12 +297,14 @@ class HookedAudioEncoder(PretrainedEncoder):
         """Run the model.
 
         Args:
-            inputs: one waveform [sample]; a list of waveforms, stereo ones as [channel sample] or [sample channel]; clips of
-                one length [batch sample]; projected frames [batch frame d_model], alone or as (frames, mask); what ``prepare``
-                made of any of these; with ``start_at_layer``, a residual stream. Tensors or arrays; int16 and int32 are scaled.
+            inputs: one waveform [sample]; the path of an audio file; a list of these, stereo ones as [channel sample] or
+                [sample channel]; clips of one length [batch sample]; projected frames [batch frame d_model], alone or as
+                (frames, mask); what ``prepare`` made of any of these; with ``start_at_layer``, a residual stream. Tensors or
+                arrays, of which int16 and int32 are scaled; a waveform can be a list of floats.
             one_zero_attention_mask: 1 or True at real frames [batch frame], or at real samples [batch sample]; by default as
                 the processor and ``padding`` say.
-            sampling_rate: of the waveforms, in Hz; they are resampled to the model's.
+            sampling_rate: of the waveforms, in Hz; they are resampled to the model's. Leave it out for files, which say their
+                own. An array cannot say it: always give it for arrays, which are taken to have 16000 without it.
             move_to_device: False refuses a tensor on another device than the model's.
             return_type: "hidden", the final stream [batch frame d_model]; "logits" of the task's head (CTC [batch frame
                 d_vocab], classification [batch label]); "predictions" (CTC: the greedy transcript; classification: the label;
@@ -342,7 +353,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         return self.run(plan, batch, first_stream, labels, chosen)
 
     def to_frames(
-        self, raw_inputs: Any, sampling_rate: Any = 16000, move_to_device: bool = True, *, padding: Any = "batch"
+        self, raw_inputs: Any, sampling_rate: Any = ..., move_to_device: bool = True, *, padding: Any = "batch"
     ) -> tuple[Float[Tensor, "batch frame d_model"], Int[Tensor, "batch frame"]]:
         """Projected frames of waveforms, and which of them are real: 1 or 0, and 1 everywhere where padding is read as silence
         (``frame_lengths`` gives the real lengths). ``forward`` takes both as a tuple, and ``padding`` again.
@@ -364,13 +375,14 @@ class HookedAudioEncoder(PretrainedEncoder):
         """The final stream of projected frames: ``forward`` with ``return_type="hidden"``."""
         return self(frames, one_zero_attention_mask)
 
-    def align(self, waveform: Any, transcript: str, sampling_rate: Any = 16000) -> SpeechAlignment:
+    def align(self, waveform: Any, transcript: str, sampling_rate: Any = ...) -> SpeechAlignment:
         """Where the characters and words of a transcript lie in a clip, by the best path of the CTC head.
 
         Args:
-            waveform: one clip.
-            transcript: what is said in it, in symbols of the tokenizer.
-            sampling_rate: of the waveform, in Hz.
+            waveform: one clip, or the path of an audio file.
+            transcript: what is said in it, in symbols of the tokenizer: words between spaces; or of a tokenizer of phonemes,
+                these between spaces, and words between its delimiter ("|").
+            sampling_rate: of the waveform, in Hz; as for ``forward``.
 
         Raises:
             TaskError: for a model without a CTC head.
@@ -381,8 +393,8 @@ class HookedAudioEncoder(PretrainedEncoder):
         if "ctc" not in self.heads:
             raise TaskError(f"align needs a CTC head; the heads of {self.cfg.model_name}: {self.head_names()}")
         require_eval(self)
-        blank = cast(int, self.heads["ctc"].blank)
-        target = target_of(require_ctc_tokenizer(self.tokenizer, blank), transcript)
+        head = cast(CTCHead, self.heads["ctc"])
+        target = target_of(require_ctc_tokenizer(self.tokenizer, head.blank), transcript, head.n_outputs)
         batch = self.prepare(waveform, None, sampling_rate)
         if batch.sequence.batch != 1 or batch.waves is None:
             raise InputError("align takes one waveform at a time")
@@ -391,7 +403,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             raise InputError("align takes a clip whose padding, if any, stands at its end")
         with torch.no_grad(), self.use_task("ctc"):
             logits = self(batch, return_type="logits")[0, :n_frames]
-        return align_transcript(logits.double().log_softmax(-1).cpu().numpy(), target, blank, self.timing)
+        return align_transcript(logits.double().log_softmax(-1).cpu().numpy(), target, head.blank, self.timing)
 
     def _frames(self, batch: AudioBatch) -> Float[Tensor, "batch frame d_model"]:
         return self.projection(self.frontend(batch.waves, batch.samples))

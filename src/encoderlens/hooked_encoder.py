@@ -13,7 +13,7 @@ from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest, request_from_dict
 from encoderlens.encoder import ReturnType
 from encoderlens.errors import InputError, TaskError, WeightsError
-from encoderlens.pretrained_encoder import PretrainedEncoder, plain_request
+from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import Sequence, check_positions
 from encoderlens.shapes import Resid
 from encoderlens.text_input import (
@@ -121,12 +121,13 @@ class HookedEncoder(PretrainedEncoder):
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
         """
+        place = place_of(device, move_to_device)
+        wanted = dtype_of(torch_dtype, dtype)
         checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
         loading.check_modality(checkpoint.family.modality, "text", checkpoint.where)
         encoder = conversion.read_config(checkpoint, n_ctx)
-        wanted = torch_dtype or dtype
-        model = cls(encoder, None, move_to_device, device=device, dtype=wanted, init_weights=False)
-        conversion.fill(model, checkpoint)
+        model = cls(encoder, device=place, dtype=wanted, init_weights=False)
+        conversion.fill(model, checkpoint, crop=n_ctx is not None)
         name = None if model_name is None else str(model_name)
         tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
         lowercases = encoder.sentence is not None and encoder.sentence.lowercases and tokenizer is not None
@@ -325,7 +326,7 @@ class HookedEncoder(PretrainedEncoder):
         batch = self.prepare(input, token_type_ids, one_zero_attention_mask)
         patterns: list[Tensor] = []
         names = [str(block.attn.hook_pattern.name) for block in self._layers()]
-        with self.hooks([(names, lambda pattern, hook: patterns.append(pattern))]):
+        with self.hooks([(names, lambda pattern, hook: patterns.append(pattern))], nested=False):
             self.run(self.plan(None, after=("contact_head",)), batch, lambda: self._embedded(batch))
         return head(patterns, batch.tokens, batch.sequence)
 

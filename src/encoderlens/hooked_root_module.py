@@ -1,15 +1,17 @@
 """HookedRootModule: run a module that holds HookPoints with hooks, or with a cache of what passed through them."""
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from encoderlens.devices import device_named
 from encoderlens.errors import GradientError, HookNameError, HookUnreachableError, InputError
-from encoderlens.hook_points import CachingHook, Direction, HookFunction, HookPoint, LensHandle, RunState
+from encoderlens.hook_points import CachingHook, HookFunction, HookPoint, LensHandle, check_hook
 from encoderlens.names import NamesFilter, did_you_mean, select
+from encoderlens.run_state import Direction, RunState, Scope
 from encoderlens.slices import Slice, SliceInput
 
 Hooks = Collection[tuple[NamesFilter, HookFunction]]
@@ -21,17 +23,22 @@ class HookedRootModule(nn.Module):
 
     Everything that takes hooks or a names filter takes a name, a collection of names or a predicate on names, and raises
     before anything runs for a name that does not exist or a filter that selects nothing.
+
+    A context (``hooks``, ``run_with_hooks``, ``run_with_cache``, an analysis) acts in the runs of the thread that opened it;
+    ``add_hook`` acts in those of every thread. A hook may run the model again: that run is one of its own, in which the hook
+    itself does not act, and which no cache of the outer run sees.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.run_state = RunState()
-        self.context_level = 0
         self.mod_dict: dict[str, nn.Module] = {}
         self.hook_dict: dict[str, HookPoint] = {}
 
-    def __getstate__(self) -> dict[str, Any]:  # copies of a model carry no hooks, so they are inside no context
-        return self.__dict__ | {"context_level": 0}
+    @property
+    def context_level(self) -> int:
+        """How many ``hooks()`` contexts this thread has open."""
+        return self.run_state.level
 
     def setup(self) -> None:
         """Name every module and collect the hook points. Call it after all submodules exist."""
@@ -59,11 +66,13 @@ class HookedRootModule(nn.Module):
         level: int | None = None,
         prepend: bool = False,
     ) -> None:
-        """Attach a hook until it is reset, to the point(s) that a name, collection or predicate selects.
+        """Attach a hook until it is reset, to the point(s) that a name, collection or predicate selects. It acts in the runs of
+        every thread.
 
         Raises:
-            HookNameError: if nothing is selected.
+            HookNameError: if nothing is selected, or the hook is no function.
         """
+        check_hook(hook)
         for point in self._points(name):
             point.add_hook(hook, dir, is_permanent, level, prepend)
 
@@ -89,7 +98,9 @@ class HookedRootModule(nn.Module):
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
-        """Remove hooks (all but permanent ones, unless asked), and by default empty every ``ctx``."""
+        """Remove hooks (all but permanent ones, unless asked), and by default empty every ``ctx``. Those of contexts that other
+        threads have open stay on.
+        """
         if clear_contexts:
             self.clear_contexts()
         self.remove_all_hook_fns(direction, including_permanent, level)
@@ -116,13 +127,17 @@ class HookedRootModule(nn.Module):
         bwd_hooks: Hooks = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
+        nested: bool = True,
     ) -> "Iterator[HookedRootModule]":
-        """Context in which hooks are attached; contexts nest, and each takes off just what it put on.
+        """Context in which hooks are attached, for the runs of this thread; contexts nest, and each takes off just what it put
+        on.
 
         Args:
             fwd_hooks, bwd_hooks: pairs of (name, collection or predicate; hook function).
-            reset_hooks_end: False leaves the hooks on after the context, until ``reset_hooks``.
+            reset_hooks_end: False leaves the hooks on after the context, until ``reset_hooks``; they then act in the runs of
+                every thread, as if ``add_hook`` had attached them.
             clear_contexts: empty every ``ctx`` when the hooks come off.
+            nested: False keeps the hooks out of runs that other hooks start, as caching hooks always are.
 
         Raises:
             HookNameError: before any hook is attached, for what selects no hook point.
@@ -134,34 +149,33 @@ class HookedRootModule(nn.Module):
                 named = not callable(names) and names is not None
                 for point in self._points(names):
                     wanted.append((point, hook, direction, named))
-        self.context_level += 1
-        level = self.context_level
-        attached = [
-            (point, point.attach(LensHandle(hook, context_level=level, must_run=named), direction))
-            for point, hook, direction, named in wanted
-        ]
+        state = self.run_state
+        this_run = state.next_scope
+        this_thread = Scope(state.thread)
+        state.level += 1
+        attached: list[tuple[HookPoint, LensHandle]] = []
+        for point, hook, direction, named in wanted:
+            scope = this_thread if nested and not isinstance(hook, CachingHook) else this_run
+            handle = LensHandle(hook, context_level=state.level, must_run=named, scope=scope)
+            attached.append((point, point.attach(handle, direction)))
         try:
             yield self
         finally:
-            self.context_level -= 1
+            state.level -= 1
             for point, handle in attached:
-                handle.must_run = False  # what stays on may miss later runs, as a hook from add_hook may
                 if reset_hooks_end:
                     point.detach(handle)
+                else:
+                    handle.must_run = False
+                    handle.scope = point.scope_of(handle.user_hook)
             if reset_hooks_end and clear_contexts:
                 self.clear_contexts()
 
-    @contextmanager
-    def without_hooks(self) -> Iterator[None]:
-        """Context in which no hook is attached, permanent ones included: for a part of the model that runs once more."""
-        attached = [(point, point.fwd_hooks, point.bwd_hooks) for point in self.hook_points() if point.active]
-        for point, _, _ in attached:
-            point.fwd_hooks, point.bwd_hooks = [], []
-        try:
-            yield
-        finally:
-            for point, fwd_hooks, bwd_hooks in attached:
-                point.fwd_hooks, point.bwd_hooks = fwd_hooks, bwd_hooks
+    def without_hooks(self) -> AbstractContextManager[None]:
+        """Context in which no hook acts in the runs of this thread, permanent ones included: for a part of the model that runs
+        once more.
+        """
+        return self.run_state.silenced("fwd", "bwd")
 
     # Running
 
@@ -251,8 +265,9 @@ class HookedRootModule(nn.Module):
         """The cache and the hooks that fill it, not yet attached: ``(cache, fwd_hooks, bwd_hooks)``."""
         cache = {} if cache is None else cache
         names = self._names(names_filter)
-        if not isinstance(dtype, torch.dtype | None):
-            raise InputError(f"dtype={dtype!r}; give a torch.dtype, such as torch.float16")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"dtype={dtype!r}; give a floating-point torch.dtype, such as torch.float16")
+        device = None if device is None else device_named(device, empty=True)
         window = Slice.unwrap(pos_slice)
         if not window.selects_all and not any(self.hook_dict[name].axes for name in names):
             raise InputError("pos_slice needs hook points that name their axes: HookPoint('batch pos d_model')")
@@ -285,7 +300,8 @@ class HookedRootModule(nn.Module):
             HookUnreachableError: with the name and what this run computes.
         """
         for name, point in self.hook_dict.items():
-            if any(handle.must_run for handle in (*point.fwd_hooks, *point.bwd_hooks)) and not reached(name):
+            handles = [*point.awaiting("fwd"), *point.awaiting("bwd")]
+            if any(handle.must_run for handle in handles) and not reached(name):
                 raise HookUnreachableError(f"{name} is hooked, but {why}")
 
     def _names(self, names_filter: NamesFilter) -> list[str]:

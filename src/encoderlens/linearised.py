@@ -26,6 +26,7 @@ from encoderlens.components.residual import Passage, Step, Write, WriteOfParts
 from encoderlens.encoder import Encoder
 from encoderlens.errors import AnalysisError
 from encoderlens.hook_points import CachingHook, HookPoint
+from encoderlens.run_state import RunState
 
 # Carrying forward
 
@@ -109,13 +110,15 @@ def linearised(model: Encoder, *, ln: bool = True, pattern: bool = True, gain: b
 
 
 def require_eval(model: nn.Module) -> None:
-    """Refuse a model in training mode.
+    """Refuse a model of which any part is in training mode.
 
     Raises:
-        AnalysisError: with the remedy.
+        AnalysisError: with the first such part, and the remedy.
     """
-    if model.training:
-        raise AnalysisError("the model is in training mode, where dropout changes every run; call model.eval() first")
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        where = f"{training} of the model" if training else "the model"
+        raise AnalysisError(f"{where} is in training mode, where dropout changes every run; call model.eval() first")
 
 
 @dataclass(frozen=True)
@@ -159,17 +162,17 @@ def direct_rows(
     if next(model.parameters()).is_inference():
         raise AnalysisError("the model was made inside torch.inference_mode(), so nothing in it has gradients: load it outside")
     path = model.residual_path() + model.norms_to_head(head)
-    hooked = [point for point in model.hook_points() if not point.only_caches]
     taps = _Taps(path, head, split)
     with torch.inference_mode(False), torch.enable_grad(), freeze([model], ["ln"]), freeze(head.modules.values(), ["gain"]):
         with taps.on(model):
             total = score()
         gradients = taps.gradients(total.sum())
     with torch.no_grad():
-        _refuse_edited_parts(path, taps, split, hooked)
+        _refuse_edited_parts(path, taps, split)
         rows = [row for step in path for row in _rows_of(step, taps, gradients, split)]
         rows += [_bias_row(label, bias, gradients[module]) for label, (module, bias) in head.biases().items()]
-        rows += _row_of_hooks(rows, total) if hooked else []
+        if taps.hooks_take_part:
+            rows.append((["hooks"], (total - sum(values.sum(0) for _, values in rows))[None]))
     labels = tuple(label for names, _ in rows for label in names)
     return DirectRows(labels, torch.cat([values for _, values in rows]), total.detach())
 
@@ -178,29 +181,49 @@ Rows = tuple[list[str], Float[Tensor, "some batch"]]
 Gradients = Mapping[HookPoint | nn.Module, Tensor]
 
 
-def _refuse_edited_parts(path: list[Step], taps: "_Taps", split: Collection[str], hooked: list[HookPoint]) -> None:
-    """Refuse hooks between the parts of a split writer and what it wrote, if they changed it."""
+def _refuse_edited_parts(path: list[Step], taps: "_Taps", split: Collection[str]) -> None:
+    """Refuse hooks that changed what a split writer wrote, behind its parts."""
     for step in path:
         if not isinstance(step, WriteOfParts) or step.writer.part not in split:
             continue
         for point in (step.point, *step.writer.after_parts):
-            if point in hooked and not taps.wrote_its_parts(step):
+            if point in taps.edited:
                 raise AnalysisError(
                     f"a hook edits {point.name}, after the parts whose rows are asked for, so that they would not add up. "
                     f"Edit {step.writer.parts_point.name} instead"
                 )
 
 
-def _row_of_hooks(rows: list[Any], total: Float[Tensor, " batch"]) -> list[Any]:
-    """What is left of the total: what hooks added to the stream, or in the head, if that is more than rounding."""
-    values = torch.cat([values for _, values in rows])
-    rest = total - values.sum(0)
-    tolerance = 1e3 * torch.finfo(total.dtype).eps * torch.maximum(values.abs().amax(0), total.abs())
-    return [(["hooks"], rest[None])] if bool((rest.abs() > tolerance).any()) else []
+@contextmanager
+def outputs_of(modules: Collection[nn.Module], state: RunState, note: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    """Context in which ``note(module, output)`` is called for each of these modules that runs, in the runs that this thread
+    starts from here.
+    """
+    scope = state.next_scope
+
+    def when_it_has_run(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if state.is_in(scope):
+            note(module, output)
+
+    handles = [module.register_forward_hook(when_it_has_run) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Taps:
-    """Leaves in place of what is written, so that gradients take the direct path; and the outputs of modules with a bias."""
+    """Leaves in place of what is written, so that gradients take the direct path; the outputs of modules with a bias; and what
+    hooks changed.
+
+    Attributes:
+        flowing: what is written, and what modules with a bias give, in the run.
+        parts: the activations of the parts of split writers.
+        edited: the hook points at which a hook changed what passes. That is compared exactly, not up to rounding.
+        probes: a zero that was added behind each hook in the stream or in the head: one that the score depends on shows that
+            the hook takes part in it.
+    """
 
     def __init__(self, path: list[Step], head: Readout, split: Collection[str]) -> None:
         self.writes = [step for step in path if isinstance(step, Write)]
@@ -210,18 +233,24 @@ class _Taps:
         self.biased += [module for module, _ in head.biases().values()]
         self.flowing: dict[HookPoint | nn.Module, Tensor] = {}
         self.parts: dict[str, Tensor] = {}
+        self.edited: set[HookPoint] = set()
+        self.probes: list[Tensor] = []
+        self.hooks_take_part = False
 
     @contextmanager
     def on(self, model: Encoder) -> Iterator[None]:
+        """Context in which the next run of this thread is tapped. Backward hooks do not act in it."""
         hooks: list[Any] = [([step.name for step in self.writes], self._cut)]
-        hooks += [(self.part_names, CachingHook(self.parts))] if self.part_names else []
-        handles = [module.register_forward_hook(self._note) for module in self.biased]
-        try:
-            with model.hooks(hooks):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        if self.part_names:
+            hooks.append((self.part_names, CachingHook(self.parts)))
+        state = model.run_state
+        with (
+            outputs_of(self.biased, state, self._note),
+            model.hooks(hooks, nested=False),
+            state.silenced("bwd"),
+            state.watched(self._see),
+        ):
+            yield
 
     def _cut(self, tensor: Tensor, hook: HookPoint) -> Tensor:
         if hook in self.flowing:
@@ -231,24 +260,33 @@ class _Taps:
         self.flowing[hook] = tensor.detach().requires_grad_()
         return self.flowing[hook]
 
-    def _note(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _note(self, module: nn.Module, output: Tensor) -> None:
         self.flowing[module] = output
 
+    def _see(self, point: HookPoint, entered: Tensor, leaving: Tensor, replaced: bool) -> Tensor:
+        changed = not torch.equal(entered, leaving)
+        if changed:
+            self.edited.add(point)
+        if point.name in self.parts:
+            self.parts[point.name] = leaving.detach()
+        if point in self.flowing or not (changed or replaced):
+            return leaving
+        self.probes.append(torch.zeros_like(leaving, requires_grad=True))
+        return leaving + self.probes[-1]
+
     def gradients(self, score: Float[Tensor, ""]) -> Gradients:
+        """Of the score, with respect to all that flows: zeros for what a hook on the stream has replaced."""
         if any(module not in self.flowing for module in self.biased):
             raise AnalysisError(
                 "score does not run the head whose rows are asked for: run the model with that head as its task"
             )
-        found = torch.autograd.grad(score, list(self.flowing.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(self.flowing, found, strict=True))  # of zeros for what a hook on the stream has replaced
-
-    def wrote_its_parts(self, step: WriteOfParts) -> bool:
-        """Whether what was written is what the parts and the bias make, up to rounding."""
-        written, parts = self.flowing[step.point], self.parts[str(step.writer.parts_point.name)]
-        made = step.writer.spread(parts, step.writer.out_weight).sum(-2)
-        made = made if step.writer.out_bias is None else made + step.writer.out_bias
-        tolerance = 1e3 * torch.finfo(made.dtype).eps * max(float(made.abs().max()), float(written.abs().max()))
-        return float((made - written).abs().max()) <= tolerance
+        leaves = [*self.flowing.values(), *self.probes]
+        found = torch.autograd.grad(score, leaves, allow_unused=True)
+        self.hooks_take_part = any(gradient is not None for gradient in found[len(self.flowing) :])
+        return {
+            tapped: torch.zeros_like(tensor) if gradient is None else gradient
+            for (tapped, tensor), gradient in zip(self.flowing.items(), found, strict=False)
+        }
 
 
 def _rows_of(step: Step, taps: _Taps, gradients: Gradients, split: Collection[str]) -> Iterator[Rows]:

@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from encoderlens.components.effective import effective_weights, weight_made_of
@@ -146,13 +145,18 @@ def _with_weights(family: Family, declared: list[str], source: TensorSource) -> 
 
 
 def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> Checkpoint:
-    from transformers import PreTrainedModel
+    import transformers
 
-    if not isinstance(hf_model, PreTrainedModel):
+    if not isinstance(hf_model, transformers.PreTrainedModel):
         inside = ": give the model inside it (torch.compile's ._orig_mod, DataParallel's .module)"
-        wrapped = inside if isinstance(hf_model, nn.Module) else ""
-        raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}{wrapped}")
+        remedy = inside if isinstance(hf_model, nn.Module) else ""
+        raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}{remedy}")
     hf_class = type(hf_model).__name__
+    if type(hf_model) is not getattr(transformers, hf_class, None) and task != ENCODER_TASK:
+        raise UnknownArchitectureError(
+            f"hf_model is a {type(hf_model).__module__}.{hf_class}, which is no class of transformers, so that it may compute "
+            "anything. task='encoder' loads just its encoder, if that is one of transformers"
+        )
     family = family_of(hf_model.config.model_type, hf_class)
     state, made = hf_model.state_dict(), effective_weights(hf_model)
     source = without_wrappers(MemorySource(state | made, hf_class), hf_class)
@@ -173,6 +177,7 @@ def _understand(
     folder: Path | None,
     name: str,
 ) -> Checkpoint:
+    _check_code(family, config, where)
     present = family.parts_in(source.tensors)
     if task == ENCODER_TASK:
         parts = present & NOT_HEADS
@@ -204,6 +209,17 @@ def _understand(
         )
     chosen = _task_of(task, tasks, parts, where)
     return Checkpoint(family, hf_class, chosen, parts, config, source, where, folder, name, leave=False, dropped=dropped)
+
+
+def _check_code(family: Family, config: Mapping[str, Any], where: str) -> None:
+    """Refuse a checkpoint that comes with code of its own, whatever family it says that it belongs to."""
+    code = config.get("auto_map")
+    if code and not family.own_code:
+        raise UnknownArchitectureError(
+            f"{where}: auto_map={code!r} is code of the checkpoint's own, which is never run and is not understood. If it "
+            f"computes what {family.base_class} of transformers does, remove auto_map from the configuration; if it does not, "
+            "this model is not supported"
+        )
 
 
 def _broken(family: Family, unasked: frozenset[str], parts: frozenset[str], source: TensorSource) -> dict[str, frozenset[str]]:
@@ -425,28 +441,6 @@ def tokenizer_named(name: str) -> Any:
     if tokenizer is None:
         raise CheckpointNotFoundError(f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
     return tokenizer
-
-
-def device_named(device: Any) -> torch.device:
-    """A device that is there; the default one for None.
-
-    Raises:
-        ConfigError: for what torch does not know as a device, or does not find on this machine.
-    """
-    if device is None:
-        return default_device()
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device={device!r} is no device that torch knows: {str(error).splitlines()[0]}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device!r}, but torch sees no CUDA GPU here; leave device out, or use 'cpu'")
-    return found
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def hf_config(model_type: str, values: Mapping[str, Any]) -> Any:

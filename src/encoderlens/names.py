@@ -130,6 +130,8 @@ def select(names_filter: NamesFilter, names: Collection[str]) -> list[str]:
         if not chosen:
             raise HookNameError(f"the names filter {names_filter!r} selects none of the {len(names)} hook points")
         return chosen
+    if not isinstance(names_filter, str | Collection):
+        raise HookNameError(f"a names filter is a name, a collection of names or a function of a name, not {names_filter!r}")
     wanted = {names_filter} if isinstance(names_filter, str) else set(names_filter)
     if not wanted:
         raise HookNameError("the names filter is empty: leave it out to select every hook point")

@@ -1,8 +1,25 @@
-"""Half precision: what is computed in float32 all the same."""
+"""The dtypes that a model can have, and what half precision computes in float32 all the same."""
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from encoderlens.errors import ConfigError
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def model_dtype(dtype: Any) -> torch.dtype:
+    """A dtype that a model can compute in. Narrower ones, such as float8, only store numbers.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r}; a model's dtype is torch.float32, float16, bfloat16 or float64")
+    return dtype
 
 
 def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,8 +11,11 @@ from encoderlens import conversion, loading, state_dicts
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest
+from encoderlens.devices import device_named
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, InputError
+from encoderlens.precision import model_dtype
+from encoderlens.run_state import Run
 from encoderlens.slices import Slice
 
 
@@ -27,8 +30,8 @@ class PretrainedEncoder(Encoder):
         dtype: torch.dtype | None,
         init_weights: bool,
     ) -> None:
-        wanted = loading.device_named(device or request.device) if move_to_device else torch.device("cpu")
-        super().__init__(request.encoder, wanted, _float_dtype(dtype or request.dtype))
+        wanted = place_of(request.device if device is None else device, move_to_device, empty=not init_weights)
+        super().__init__(request.encoder, wanted, dtype_of(dtype, request.dtype))
         for flag, value in request.flags.items():
             setattr(self.cfg, flag, value)
         if init_weights:
@@ -64,15 +67,21 @@ class PretrainedEncoder(Encoder):
         return super().run_with_cache(*model_args, pos_slice=pos_slice, **at, **kwargs)
 
     def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool, pos_slice: Slice) -> ActivationCache:
-        tokens, sequence = self.run_state.tokens, self.run_state.sequence
-        mask = None if sequence is None else sequence.mask
-        tokens, mask = (
-            None if beside is None else pos_slice.apply(beside if has_batch_dim else beside[0], -1) for beside in (tokens, mask)
-        )
-        positions = None if sequence is None or pos_slice.selects_all else pos_slice.indices(sequence.pos)
-        times = None if sequence is None else self.position_times(sequence.pos)
-        times = None if times is None else torch.atleast_1d(pos_slice.apply(times))
-        return ActivationCache(cache, self, has_batch_dim, tokens, mask, positions, times)
+        """The activations of the run that has just ended, with the batch that it read."""
+        run = cast(Run, self.run_state.last)
+        n_positions = run.sequence.pos
+
+        def beside(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            return pos_slice.apply(tensor if has_batch_dim else tensor[0], -1).clone()
+
+        positions = None if pos_slice.selects_all else pos_slice.indices(n_positions)
+        times = self.position_times(n_positions)
+        if times is not None:
+            times = torch.atleast_1d(pos_slice.apply(times))
+        mask = beside(run.sequence.mask)
+        return ActivationCache(cache, self, has_batch_dim, beside(run.tokens), mask, positions, times)
 
     def position_times(self, n_positions: int) -> Tensor | None:
         """The time of each position in seconds, of models that read waveforms."""
@@ -129,7 +138,22 @@ def plain_request(cfg: Any) -> ModelRequest:
     return ModelRequest(cfg, None, torch.float32, None, None, {})
 
 
-def _float_dtype(dtype: torch.dtype) -> torch.dtype:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype={dtype!r}; a model's dtype is torch.float32, float16, bfloat16 or float64")
-    return dtype
+def place_of(device: Any, move_to_device: bool, empty: bool = False) -> torch.device:
+    """Where a new model's parameters are: on the device that is asked for, or on the CPU if it shall not move.
+
+    Args:
+        empty: the parameters need not hold numbers, so that torch's "meta" device will do.
+
+    Raises:
+        DeviceError: for a device that is not there.
+    """
+    return device_named(device, empty=empty) if move_to_device else torch.device("cpu")
+
+
+def dtype_of(*asked: Any) -> torch.dtype:
+    """The first dtype that is given, float32 without one.
+
+    Raises:
+        ConfigError: for a dtype that no model computes in.
+    """
+    return model_dtype(next((dtype for dtype in asked if dtype is not None), torch.float32))

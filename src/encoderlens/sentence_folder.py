@@ -20,6 +20,7 @@ from encoderlens.tensor_source import TensorSource, open_folder
 from encoderlens.weights import Row, linear, norm
 
 MODULES = "modules.json"
+PACKAGE = "sentence_transformers."
 TRANSFORMER_FILES = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
 )
@@ -75,7 +76,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     path = folder / MODULES
     if not path.is_file():
         return None
-    kinds = [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in _entries(path)]
+    kinds = [(_kind(str(entry["type"])), str(entry["path"])) for entry in _entries(path)]
     first, where = kinds[0]
     if first not in _TRANSFORMERS:
         raise ConfigError(f"{path}: the first module is {first}; only {' and '.join(_TRANSFORMERS)} are implemented")
@@ -96,6 +97,11 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     part = SentenceEmbeddingPart(pooling, layers, prompts=prompts, prompt=prompt)
     sources = {layer.folder: open_folder(folder / layer.folder) for layer in layers if layer.name != "normalize"}
     return SentenceFolder(transformer, _with_text_options(part, transformer), sources)
+
+
+def _kind(module: str) -> str:
+    """What a module of sentence-transformers is called; of code of the folder's own, the whole path."""
+    return module.rpartition(".")[2] if module.startswith(PACKAGE) else module
 
 
 def sentence_rows(part: SentenceEmbeddingPart) -> list[Row]:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoderlens.loading import default_device as get_device
+from encoderlens.devices import default_device as get_device
 from encoderlens.names import act_name as get_act_name
 from encoderlens.slices import Slice as Slice
 from encoderlens.slices import SliceInput as SliceInput

@@ -50,7 +50,7 @@ class Row:
         pattern: einops pattern from the source's axes to the parameter's, in axis names of the glossary; empty: as it is.
         legacy: other spellings of the key, also as a piece of a tensor that holds several.
         spare: the class stores this tensor but computes with another of the same target; where they differ it is kept aside.
-        crop: the parameter may be shorter than the source along the first axis (positions beyond a chosen ``n_ctx``).
+        crop: the parameter may be shorter than the source along the first axis, if positions are cut to a chosen ``n_ctx``.
         piece: index and count, of a parameter that is a piece of the source.
     """
 
@@ -209,16 +209,18 @@ def apply(
     kept: Iterable[str] = (),
     tied: bool = True,
     leave: bool = False,
+    crop: bool = False,
 ) -> LoadReport:
     """Fill every parameter of ``model`` from ``source``, and every buffer that it holds.
 
     Args:
         rows: the expanded table; rows whose parameter the model does not have are passed over.
-        sizes: axis sizes for patterns (``head``, ``d_head``).
+        sizes: axis sizes for patterns (``head``, ``d_head``), and of positions (``pos``) if there is a table of them.
         ignored: file-name patterns of keys that hold nothing needed.
         kept: file-name patterns of keys that the model does not compute with, but keeps for the way back.
         tied: whether the configuration ties what can be tied; spare tensors may then not differ either.
         leave: leave tensors that no row names (they are reported) instead of refusing them.
+        crop: positions were cut to a chosen ``n_ctx``, so that the checkpoint's table of them may be longer.
 
     Raises:
         WeightsError: before anything is read, for tensors that are missing, left over or misshapen, and for a model with
@@ -228,6 +230,8 @@ def apply(
     if computed:
         raise WeightsError(f"{few(computed)}: parametrised or pruned, so that nothing can be read into it; {REMEDY}")
     parameters, rows = tensors_of(model), present(rows, model)
+    if any(parameter.is_meta for parameter in parameters.values()):
+        raise WeightsError("the model is on the meta device, which holds no numbers: make it on another one, such as 'cpu'")
     found = [(row, find(row, source.tensors, base_prefix)) for row in rows]
     used = {piece.name for _, piece in found if piece is not None}
     skipped = [name for name in source.tensors if name not in used and matches(name, ignored)]
@@ -242,7 +246,7 @@ def apply(
         )
     for row, piece in found:
         if piece is not None:
-            _check_shape(row, piece, parameters[row.target], source, sizes)
+            _check_shape(row, piece, parameters[row.target], source, sizes, crop)
     filled: dict[int, str] = {}
     spare = {name: source.read(name, 0, (*source.tensors[name].shape, 1)[0]).clone() for name in aside}
     for row, piece in found:
@@ -290,7 +294,7 @@ def translated(
         if piece is None:
             continue
         parameter = parameters[row.target]
-        _check_shape(row, piece, parameter, source, sizes)
+        _check_shape(row, piece, parameter, source, sizes, crop=False)
         parts = [values for _, _, values in _chunks(row, piece, parameter, source, sizes)]
         found[row.target] = (piece.name, torch.cat(parts))
     return found
@@ -311,16 +315,18 @@ def _check_missing(found: list[tuple[Row, Piece | None]], tensors: Mapping[str, 
         raise WeightsError(f"the family's table fills no parameter {few(bare)}")
 
 
-def _check_shape(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> None:
+def _check_shape(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int], crop: bool) -> None:
     name, info = piece.name, source.tensors[piece.name]
     expected = (piece.count * len(parameter), *parameter.shape[1:])
     if row.pattern:
         expected = tuple(_inverted(torch.empty(parameter.shape, device="meta"), row.pattern, sizes).shape)
-    cropped = row.crop and info.shape[1:] == expected[1:] and info.shape[:1] > expected[:1]
-    if info.shape != expected and not cropped:
+    longer = row.crop and info.shape[1:] == expected[1:] and info.shape[:1] > expected[:1]
+    if info.shape != expected and not (longer and crop):
+        pattern = f", pattern {row.pattern}" if row.pattern else ""
+        remedy = f"; correct the configuration, or keep the first positions with n_ctx={sizes['pos']}" if longer else ""
         raise WeightsError(
             f"{info.origin}: {name} has shape {list(info.shape)}, the configuration calls for {list(expected)} "
-            f"({row.target}{', pattern ' + row.pattern if row.pattern else ''})"
+            f"({row.target}{pattern}){remedy}"
         )
     if not info.dtype.is_floating_point:
         raise WeightsError(f"{info.origin}: {name} has dtype {info.dtype}; weights are floating-point numbers")

@@ -11,6 +11,7 @@ from encoderlens.components.freezing import Freezable
 from encoderlens.errors import AnalysisError, InputError, TaskError, TokenizerMissingError
 from tests.analysis.models import BY_NAME, CASES, PAIRS, TEXTS, made, pre_ln
 from tests.analysis.test_result import rows_of
+from tests.parity import FORWARD, assert_close, assert_complete, assert_parity, largest_of
 
 DOOR = "She opened the [MASK] and walked into the room."
 KINDS = ("post", "pre")
@@ -41,14 +42,6 @@ def checked_for_hooks(model):
     assert not left
 
 
-def close(ours, theirs, tolerance=1e-5):
-    """Equal up to a part of the largest magnitude."""
-    assert ours.shape == theirs.shape
-    assert ours.isfinite().all()
-    gap, scale = (ours - theirs).abs().max(), theirs.abs().max()
-    assert gap <= tolerance * scale, f"{gap:.3g} of {scale:.3g}"
-
-
 def plain_logits(model, inputs, case, index):
     """One logit of the plain forward pass, for each example of a data set."""
     with torch.no_grad():
@@ -75,9 +68,9 @@ def test_rows_add_up_to_the_logit_of_the_plain_forward(kind, case, dtype):
     result = direct_logit_attribution(model, PAIRS, case.names[0], case.position)
     plain = plain_logits(model, PAIRS, case, case.indices[0])
     assert result.values.dtype == result.total.dtype == dtype
-    close(result.total, plain, TOLERANCE[dtype])
-    close(result.values.sum(0), plain, TOLERANCE[dtype] * result.values.abs().max().item() / plain.abs().max().item())
-    assert result.error <= TOLERANCE[dtype]
+    assert_parity(result.total, plain, None, TOLERANCE[dtype])
+    assert_parity(result.values.sum(0), plain, None, TOLERANCE[dtype], largest_of(result.values))
+    assert_complete(result, TOLERANCE[dtype])
     assert result.task == case.task
     assert (result.positions is None) == (not case.per_position)
 
@@ -89,10 +82,10 @@ def test_with_a_baseline_rows_add_up_to_the_difference(kind, case):
     first, second = case.names
     result = direct_logit_attribution(model, PAIRS, first, case.position, second)
     expected = plain_logits(model, PAIRS, case, case.indices[0]) - plain_logits(model, PAIRS, case, case.indices[1])
-    close(result.total, expected, 1e-12)
-    assert result.error <= 1e-12
+    assert_parity(result.total, expected, None, 1e-12)
+    assert_complete(result, 1e-12)
     alone = [direct_logit_attribution(model, PAIRS, name, case.position) for name in (first, second)]
-    close(result.values, alone[0].values - alone[1].values, 1e-11)
+    assert_parity(result.values, alone[0].values - alone[1].values, None, 1e-11)
 
 
 def test_a_target_as_its_own_baseline_leaves_nothing(post):
@@ -120,19 +113,21 @@ def test_rows_are_the_logit_attributions_of_the_cache(kind, case):
     ours = by_label(result)
     assert attributed.keys() <= ours.keys()
     for label, row in attributed.items():
-        torch.testing.assert_close(ours[label], row, rtol=1e-9, atol=1e-11, msg=lambda text, label=label: f"{label}: {text}")
+        assert_close(ours[label], row, scale=largest_of(result.values))
     of_the_head = {label: row for label, row in ours.items() if label not in attributed}
     assert set(of_the_head) == set(model.heads[case.task].biases()) | ({"ln_final_b"} if kind == "pre" else set())
     constant = at_the_logit(cache.logit_constant(case.indices[0]))
-    torch.testing.assert_close(sum(of_the_head.values()), constant, rtol=1e-9, atol=1e-11)
+    assert_close(sum(of_the_head.values()), constant)
 
     heads, names = cache.stack_head_results(return_labels=True)
-    close(torch.stack([ours[name] for name in names]), at_the_logit(cache.logit_attrs(heads, case.indices[0])), 1e-10)
+    assert_parity(
+        torch.stack([ours[name] for name in names]), at_the_logit(cache.logit_attrs(heads, case.indices[0])), None, 1e-10
+    )
     assert names == model.all_head_labels()
     written, names = cache.decompose_resid(mode="attn", incl_embeds=False, return_labels=True)
     for layer, row in enumerate(at_the_logit(cache.logit_attrs(written, case.indices[0]))):
         parts = [ours[f"L{layer}H{head}"] for head in range(model.cfg.n_heads)]
-        close(sum(parts) + ours[f"{layer}_b_O"], row, 1e-10)
+        assert_parity(sum(parts) + ours[f"{layer}_b_O"], row, None, 1e-10)
         assert names[layer] == f"{layer}_attn_out"
 
 
@@ -150,14 +145,14 @@ def test_the_components_in_the_order_of_the_run(model):
 def test_neurons_and_their_bias_add_up_to_the_mlp(model):
     whole = by_label(direct_logit_attribution(model, TEXTS, "nurse"))
     split = direct_logit_attribution(model, TEXTS, "nurse", neurons=True)
-    assert split.error <= 1e-5
+    assert_complete(split)
     parts = by_label(split)
     for layer in range(model.cfg.n_layers):
         neurons = [parts.pop(f"L{layer}N{neuron}") for neuron in range(model.cfg.d_mlp)]
-        close(sum(neurons) + parts.pop(f"{layer}_b_out"), whole.pop(f"{layer}_mlp_out"))
+        assert_parity(sum(neurons) + parts.pop(f"{layer}_b_out"), whole.pop(f"{layer}_mlp_out"))
     assert parts.keys() == whole.keys()
     for label, row in parts.items():
-        torch.testing.assert_close(row, whole[label])
+        assert_close(row, whole[label])
 
 
 # Against a replay
@@ -194,7 +189,7 @@ def test_a_row_is_what_the_logit_loses_when_all_else_is_pinned(trained, layer, h
     replayed = trained.run_with_hooks(DOOR, fwd_hooks=hooks)[0, position, target]
     row = by_label(direct_logit_attribution(trained, DOOR, "door"))[f"L{layer}H{head}"]
     assert abs(row) > 0.01
-    torch.testing.assert_close(logits[0, position, target] - row, replayed, rtol=1e-9, atol=1e-9)
+    assert_close(logits[0, position, target] - row, replayed)
 
 
 def test_the_trained_model_says_door_and_it_adds_up(trained):
@@ -203,8 +198,8 @@ def test_the_trained_model_says_door_and_it_adds_up(trained):
     assert result.target == ("door",)
     assert result.positions == (4,)
     assert logits.argmax() == trained.tokenizer.convert_tokens_to_ids("door")
-    torch.testing.assert_close(result.total, logits.max().detach())
-    assert result.error <= 1e-12
+    assert_close(result.total, logits.max().detach())
+    assert_complete(result, 1e-12)
     assert result.total > 5
 
 
@@ -225,8 +220,8 @@ def test_one_input_has_no_axis_of_examples(model):
     for result, label in ((many, TEXTS[0]), (rows, "0")):
         assert result.axes == ("component", "example")
         assert result.labels["example"] == (label,)
-        torch.testing.assert_close(result.values[:, 0], one.values)
-    torch.testing.assert_close(row.values, one.values)
+        assert_close(result.values[:, 0], one.values)
+    assert_close(row.values, one.values)
 
 
 @pytest.mark.parametrize("inputs", [TEXTS, PAIRS], ids=["texts", "pairs"])
@@ -236,8 +231,8 @@ def test_a_data_set_is_its_examples_one_by_one(model, inputs):
     joined = tuple(" | ".join(text) if isinstance(text, tuple) else text for text in inputs)
     for batch_size in (1, 2, 32):
         result = direct_logit_attribution(model, inputs, targets, baseline="the", batch_size=batch_size)
-        close(result.values, torch.stack([one.values for one in alone], 1))
-        close(result.total, torch.stack([one.total for one in alone]))
+        assert_parity(result.values, torch.stack([one.values for one in alone], 1))
+        assert_parity(result.total, torch.stack([one.total for one in alone]))
         assert result.positions == tuple(one.positions[0] for one in alone)
         assert result.target == tuple(one.target[0] for one in alone) == ("nurse", "e", "##ing")
         assert result.baseline == ("the", "the", "the")
@@ -249,7 +244,7 @@ def test_prepared_tokens_with_types_and_a_mask(model):
     from_text = direct_logit_attribution(model, PAIRS, "nurse")
     for batch_size in (1, 2, 32):
         result = direct_logit_attribution(model, batch, "nurse", batch_size=batch_size)
-        close(result.values, from_text.values)
+        assert_parity(result.values, from_text.values)
         assert result.positions == from_text.positions
         assert result.labels["example"] == ("0", "1", "2")
     assert direct_logit_attribution(model, model.prepare(PAIRS), "nurse").labels == from_text.labels
@@ -268,14 +263,14 @@ def test_a_mask_token_in_padding_is_no_mask(post):
     tokens, types, mask = post.to_tokens(TEXTS)
     tokens = tokens.masked_fill(mask == 0, post.tokenizer.mask_token_id)
     result = direct_logit_attribution(post, post.prepare(tokens, types, mask), "nurse")
-    close(result.values, direct_logit_attribution(post, TEXTS, "nurse").values)
+    assert_parity(result.values, direct_logit_attribution(post, TEXTS, "nurse").values)
 
 
 def test_means_over_a_data_set(post):
     result = direct_logit_attribution(post, TEXTS, "nurse")
     interval = result.mean()
     assert interval.n == 3
-    torch.testing.assert_close(interval.mean, result.values.double().mean(1))
+    assert_close(interval.mean, result.values.double().mean(1))
     assert (interval.low < interval.high).sum() > len(interval.mean) / 2
     best = result.top(1)[0]
     assert abs(best.value) == pytest.approx(interval.mean.abs().max().item())
@@ -318,19 +313,19 @@ def test_batch_sizes_that_are_none(post, batch_size, unchecked):
 def test_one_position_for_all_or_one_each(post, position):
     result = direct_logit_attribution(post, TEXTS, "nurse", position)
     assert result.positions == (3, 3, 3)
-    close(result.total, post(TEXTS)[:, 3, 182].detach())
+    assert_parity(result.total, post(TEXTS)[:, 3, 182].detach())
 
 
 def test_positions_of_their_own(post):
     result = direct_logit_attribution(post, TEXTS, "nurse", [1, 0, 4], batch_size=2)
     assert result.positions == (1, 0, 4)
-    close(result.total, post(TEXTS)[torch.arange(3), torch.tensor([1, 0, 4]), 182].detach())
+    assert_parity(result.total, post(TEXTS)[torch.arange(3), torch.tensor([1, 0, 4]), 182].detach())
 
 
 def test_among_two_masks_a_position_chooses(post):
     text = "the [MASK] and the [MASK]"
     results = [direct_logit_attribution(post, text, "nurse", position) for position in (2, 5)]
-    close(torch.stack([result.total for result in results]), post(text)[0, [2, 5], 182].detach())
+    assert_parity(torch.stack([result.total for result in results]), post(text)[0, [2, 5], 182].detach())
 
 
 @pytest.mark.parametrize(
@@ -396,7 +391,7 @@ def test_a_head_with_logits_everywhere_needs_a_position(name):
 def test_a_target_by_id_or_as_the_tokenizer_writes_it(post, target, index, name):
     result = direct_logit_attribution(post, TEXTS[0], target)
     assert result.target == (name,)
-    close(result.total, post(TEXTS[0])[0, 3, index].detach())
+    assert_parity(result.total, post(TEXTS[0])[0, 3, index].detach())
 
 
 @pytest.mark.parametrize(
@@ -411,8 +406,8 @@ def test_a_target_each(post, targets):
     places = torch.arange(3), torch.tensor(as_target.positions)
     logits = post(TEXTS)[places].detach()
     chosen = logits[torch.arange(3), torch.tensor([182, 20, 185])]
-    close(as_target.total, chosen)
-    close(as_baseline.total, logits[:, post.tokenizer.convert_tokens_to_ids("the")] - chosen)
+    assert_parity(as_target.total, chosen)
+    assert_parity(as_baseline.total, logits[:, post.tokenizer.convert_tokens_to_ids("the")] - chosen)
 
 
 @pytest.mark.parametrize(
@@ -462,7 +457,7 @@ def test_without_a_tokenizer_there_are_ids_and_positions():
     with_one, model = made("pre", "masked_lm"), pre_ln(BY_NAME["masked_lm"].part)
     tokens = with_one.to_tokens(TEXTS[0])[0]
     result = direct_logit_attribution(model, tokens[0], 182, position=3)
-    torch.testing.assert_close(result.values, direct_logit_attribution(with_one, TEXTS[0], "nurse").values)
+    assert_close(result.values, direct_logit_attribution(with_one, TEXTS[0], "nurse").values)
     assert result.target == ("182",)
     with pytest.raises(TokenizerMissingError, match="'nurse' is a word, and this model has no tokenizer: give a token id"):
         direct_logit_attribution(model, tokens, "nurse", 3)
@@ -490,7 +485,7 @@ def test_the_head_is_that_of_the_task(bert):
     with bert.use_task("next_sentence"):
         result = direct_logit_attribution(bert, PAIRS, 1)
     assert result.task == "next_sentence"
-    close(result.total, bert.next_sentence(PAIRS)[:, 1].detach())
+    assert_parity(result.total, bert.next_sentence(PAIRS)[:, 1].detach())
 
 
 def test_training_mode_is_refused():
@@ -518,7 +513,7 @@ def test_every_grad_mode(model, mode):
             direct_logit_attribution(model, TEXTS, "☃")
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
     for result in results:
-        close(result.values, outside.values)
+        assert_parity(result.values, outside.values)
         assert not result.values.requires_grad
         assert not result.total.requires_grad
         assert not result.values.is_inference()
@@ -534,7 +529,7 @@ def test_parameters_keep_their_gradients(trainable):
     before = {name: (parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()}
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     result = direct_logit_attribution(model, torch.tensor([[1, 2, 3]]), 5, 1, neurons=True)
-    assert result.error <= 1e-5
+    assert_complete(result)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == before[name][0]
         assert parameter.grad is before[name][1]
@@ -586,8 +581,8 @@ def test_hooks_of_the_user_take_part(model, permanent):
         assert list(model.list_hooks()) == ["blocks.1.attn.hook_z"]
     finally:
         model.reset_hooks(including_permanent=True)
-    close(result.total, logits)
-    assert result.error <= 1e-5
+    assert_parity(result.total, logits)
+    assert_complete(result)
     assert not by_label(result)["L1H2"].any()
     assert by_label(intact)["L1H2"].all()
     assert ((result.total - intact.total).abs() > 1e-3).all()
@@ -597,8 +592,8 @@ def test_inside_a_context_of_hooks(model):
     with model.hooks([("blocks.0.mlp.hook_post", lambda post, hook: post * 0)]):
         result = direct_logit_attribution(model, TEXTS, "nurse", neurons=True)
         logits = model(TEXTS)[torch.arange(3), torch.tensor(result.positions), 182].detach()
-    close(result.total, logits)
-    assert result.error <= 1e-5
+    assert_parity(result.total, logits)
+    assert_complete(result)
     rows = by_label(result)
     assert not any(rows[f"L0N{neuron}"].any() for neuron in range(model.cfg.d_mlp))
     assert rows["0_b_out"].all()
@@ -611,8 +606,8 @@ def test_what_hooks_add_to_the_stream_or_in_the_head_has_a_row_of_its_own(model)
         with model.hooks([(name, lambda x, hook: x + torch.linspace(-1, 1, x.shape[-1]))]):
             result = direct_logit_attribution(model, TEXTS, "nurse")
             logits = model(TEXTS)[torch.arange(3), torch.tensor(result.positions), 182].detach()
-        close(result.total, logits)
-        assert result.error <= 1e-6
+        assert_parity(result.total, logits)
+        assert_complete(result, 1e-6)
         assert by_label(result)["hooks"].abs().min() > 1e-3
 
 
@@ -627,8 +622,8 @@ def test_hooks_that_edit_some_batches_only(model):
         result = direct_logit_attribution(model, TEXTS, "nurse", batch_size=1)
     added = by_label(result)["hooks"]
     assert added[1].abs() > 1e-3
-    assert added[[0, 2]].abs().max() < 1e-5
-    assert result.error <= 1e-6
+    assert largest_of(added[[0, 2]]) <= FORWARD * largest_of(result.total)
+    assert_complete(result, 1e-6)
 
 
 def test_a_stream_that_a_hook_replaces_cuts_off_what_was_written_before(model):
@@ -647,7 +642,7 @@ def test_hooks_that_only_look_change_nothing(model):
         result = direct_logit_attribution(model, TEXTS, "nurse")
     assert seen == names
     assert result.labels == intact.labels
-    close(result.values, intact.values)
+    assert_parity(result.values, intact.values)
 
 
 def test_a_hook_that_changes_a_whole_write_is_refused(model):

@@ -7,6 +7,7 @@ from encoderlens import HookedEncoder
 from encoderlens.analysis import fill_mask, logit_lens
 from encoderlens.errors import AnalysisError, InputError, TaskError, TokenizerMissingError
 from tests.analysis.test_pseudo_log_likelihood import byte_level
+from tests.parity import assert_close, assert_parity
 from tests.tiny import tiny_hf
 
 DOOR = "She opened the [MASK] and walked into the room."
@@ -25,7 +26,7 @@ def test_it_finds_the_door(trained):
     assert found.positions == (4,)
     assert found.top(1)[0].labels == (f"{DOOR}: 4", "1", "door")
     lens = logit_lens(trained, DOOR, 4, top_k=3)
-    torch.testing.assert_close(found.values[0], lens.values[-1, 0])
+    assert_close(found.values[0], lens.values[-1, 0])
     assert torch.equal(found.ids[0], lens.ids[-1, 0])
 
 
@@ -41,7 +42,7 @@ def test_every_mask_of_every_text(bert_twin, bert, batch_size):
             probabilities = hf_model(**encoding).prediction_logits[0].softmax(-1)
         for position in (encoding["input_ids"][0] == bert.tokenizer.mask_token_id).nonzero().flatten().tolist():
             best = probabilities[position].topk(4)
-            assert (found.values[row] - best.values).abs().max() <= 1e-5
+            assert_parity(found.values[row], best.values)
             assert found.ids[row].tolist() == best.indices.tolist()
             assert (found.examples[row], found.positions[row]) == (example, position)
             row += 1

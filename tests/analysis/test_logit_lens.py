@@ -11,6 +11,7 @@ from encoderlens.analysis import logit_lens
 from encoderlens.errors import AnalysisError, InputError, TaskError
 from tests.analysis.models import BY_NAME, CASES, LABELS, PAIRS, TEXTS, made, pre_ln
 from tests.analysis.test_result import rows_of
+from tests.parity import assert_close, assert_parity
 
 DOOR = "She opened the [MASK] and walked into the room."
 KINDS = ("post", "pre")
@@ -77,7 +78,7 @@ def test_each_stream_goes_through_the_models_own_head(kind, case):
         expected = probabilities(case, logits, mask.double())
         best = expected.topk(min(4, expected.shape[-1]))
         real = mask.bool() if case.per_position else slice(None)
-        torch.testing.assert_close(values[real], best.values[real].detach(), rtol=1e-9, atol=1e-12)
+        assert_close(values[real], best.values[real].detach())
         assert torch.equal(ids[real], best.indices[real])
         if case.per_position:
             assert values[~real].isnan().all()
@@ -90,13 +91,13 @@ def test_the_last_stream_says_what_the_model_says(kind, case):
     model = made(kind, case.name)
     lens = logit_lens(model, TEXTS[0], top_k=1000)
     expected = probabilities(case, model(TEXTS[0]), torch.ones(1, len(model.tokens_to_str(TEXTS[0]))))[0].detach()
-    torch.testing.assert_close(lens.values[-1], expected.sort(descending=True).values, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(expected.gather(-1, lens.ids[-1]), lens.values[-1], rtol=1e-4, atol=1e-6)
+    assert_close(lens.values[-1], expected.sort(descending=True).values)
+    assert_close(expected.gather(-1, lens.ids[-1]), lens.values[-1])
     if case.name not in ("regression", "multi_label", "answers"):
-        torch.testing.assert_close(lens.values.sum(-1), torch.ones(lens.values.shape[:-1]))
+        assert_close(lens.values.sum(-1), torch.ones(lens.values.shape[:-1]))
     if case.name == "answers":
         starts = torch.where(lens.ids == 0, lens.values, 0.0).sum((1, 2))
-        torch.testing.assert_close(starts, torch.ones(len(starts)))
+        assert_close(starts, torch.ones(len(starts)))
 
 
 def test_the_head_written_out():
@@ -111,7 +112,7 @@ def test_the_head_written_out():
         hidden = (hidden - hidden.mean()) / scale * model.mlm_head.ln.w + model.mlm_head.ln.b
         best = (hidden @ model.W_U + model.b_U).softmax(-1).topk(5)
     row = lens.labels["stream"].index("1_mid")
-    torch.testing.assert_close(lens.values[row, 0], best.values, rtol=1e-9, atol=1e-12)
+    assert_close(lens.values[row, 0], best.values)
     assert torch.equal(lens.ids[row, 0], best.indices)
 
 
@@ -151,7 +152,7 @@ def test_the_trained_model_says_door(trained):
 )
 def test_positions_choose_columns(post, positions, numbers):
     every, chosen = logit_lens(post, TEXTS[0]), logit_lens(post, TEXTS[0], positions)
-    torch.testing.assert_close(chosen.values, every.values[:, numbers])
+    assert_close(chosen.values, every.values[:, numbers])
     assert torch.equal(chosen.ids, every.ids[:, numbers])
     tokens = post.tokens_to_str(TEXTS[0])
     assert chosen.labels["pos"] == tuple(f"{number} {tokens[number]}" for number in numbers)
@@ -160,7 +161,7 @@ def test_positions_choose_columns(post, positions, numbers):
 def test_answers_at_chosen_positions_are_still_over_all():
     model = made("post", "answers")
     every, chosen = logit_lens(model, PAIRS), logit_lens(model, PAIRS, [1, 3])
-    torch.testing.assert_close(chosen.values, every.values[:, :, [1, 3]])
+    assert_close(chosen.values, every.values[:, :, [1, 3]])
 
 
 @pytest.mark.parametrize("inputs", [TEXTS, PAIRS], ids=["texts", "pairs"])
@@ -173,7 +174,7 @@ def test_a_data_set_is_its_examples_one_by_one_and_padding(model, inputs):
         assert lens.labels["example"] == tuple(" | ".join(text) if isinstance(text, tuple) else text for text in inputs)
         for index, (alone, length) in enumerate(zip(every_alone, lengths, strict=True)):
             assert alone.axes == ("stream", "pos", "rank")
-            torch.testing.assert_close(lens.values[:, index, :length], alone.values, rtol=1e-9, atol=1e-12)
+            assert_close(lens.values[:, index, :length], alone.values)
             assert torch.equal(lens.ids[:, index, :length], alone.ids)
             assert lens.values[:, index, length:].isnan().all()
             assert (lens.ids[:, index, length:] == -1).all()
@@ -185,7 +186,7 @@ def test_tokens_and_prepared_batches(post):
     tokens, types, mask = post.to_tokens(PAIRS)
     text = logit_lens(post, PAIRS, batch_size=2)
     prepared = logit_lens(post, post.prepare(tokens, types, mask), batch_size=2)
-    torch.testing.assert_close(prepared.values, text.values, equal_nan=True)
+    assert_close(prepared.values, text.values, equal_nan=True)
     assert torch.equal(prepared.ids, text.ids)
     assert prepared.labels["example"] == ("0", "1", "2")
     one = logit_lens(post, post.to_tokens(TEXTS[0])[0][0])
@@ -216,8 +217,8 @@ def test_positions_of_each_examples_own(post):
     lens = logit_lens(post, TEXTS, positions=own)
     assert lens.labels["pos"] == ("1, 0, 2", "3, 2, 1")
     for row, at in enumerate(own):
-        torch.testing.assert_close(lens.values[:, row], logit_lens(post, TEXTS[row], at).values)
-    torch.testing.assert_close(logit_lens(post, TEXTS, torch.tensor(own)).values, lens.values)
+        assert_close(lens.values[:, row], logit_lens(post, TEXTS[row], at).values)
+    assert_close(logit_lens(post, TEXTS, torch.tensor(own)).values, lens.values)
     for wrong in ([[1], [2]], [[1], [2, 3], [4]], [[1], 2, [3]], [[], [], []]):
         with pytest.raises(InputError, match="positions"):
             logit_lens(post, TEXTS, positions=wrong)
@@ -232,7 +233,7 @@ def test_hooks_have_their_say_once(post):
     finally:
         post.reset_hooks(including_permanent=True)
     assert seen == ["blocks.0.ln1.hook_scale"]
-    torch.testing.assert_close(lens.values, logit_lens(post, TEXTS[0], positions=1).values)
+    assert_close(lens.values, logit_lens(post, TEXTS[0], positions=1).values)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_a_head_with_one_row_a_sequence_has_no_axis_of_positions(name):
     one, many = logit_lens(model, PAIRS[0]), logit_lens(model, PAIRS, batch_size=2)
     assert one.axes == ("stream", "rank")
     assert many.axes == ("stream", "example", "rank")
-    torch.testing.assert_close(many.values[:, 0], one.values)
+    assert_close(many.values[:, 0], one.values)
     assert str(one)
     with pytest.raises(InputError, match=f"the {one.task} head has one row a sequence: leave positions out"):
         logit_lens(model, PAIRS[0], positions=0)
@@ -334,7 +335,7 @@ def test_every_grad_mode(post, mode):
         inside = logit_lens(post, TEXTS)
         prepared = logit_lens(post, post.prepare(*post.to_tokens(TEXTS)), batch_size=2)
     for lens in (inside, prepared):
-        torch.testing.assert_close(lens.values, outside.values, equal_nan=True)
+        assert_close(lens.values, outside.values, equal_nan=True)
         assert not lens.values.requires_grad
 
 
@@ -343,7 +344,7 @@ def test_half_precision(dtype):
     lens = logit_lens(made("post", "masked_lm", dtype), TEXTS, positions=3)
     assert lens.values.dtype == torch.float32
     exact = logit_lens(made("post", "masked_lm"), TEXTS, positions=3)
-    torch.testing.assert_close(lens.values, exact.values, rtol=0.2, atol=0.02)
+    assert_parity(lens.values, exact.values, tolerance=0.05)
 
 
 def test_hooks_of_the_user_take_part_and_nothing_is_left(model):
@@ -355,7 +356,7 @@ def test_hooks_of_the_user_take_part_and_nothing_is_left(model):
     with model.hooks([("blocks.1.attn.hook_z", ablated)]):
         lens = logit_lens(model, TEXTS, 0)
         expected = model(TEXTS)[:, 0].softmax(-1).topk(5).values.detach()
-    torch.testing.assert_close(lens.values[-1, :, 0], expected, rtol=1e-9, atol=1e-12)
+    assert_close(lens.values[-1, :, 0], expected)
     first = lens.labels["stream"].index("1_mid")
     assert torch.equal(lens.values[:first], before.values[:first])
     assert (lens.values[first:] != before.values[first:]).flatten(1).any(1).all()

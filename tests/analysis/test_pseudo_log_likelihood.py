@@ -17,6 +17,7 @@ from encoderlens import HookedEncoder
 from encoderlens.analysis import minimal_pairs, pseudo_log_likelihood
 from encoderlens.analysis.pseudo_log_likelihood import masked_texts
 from encoderlens.errors import AnalysisError, InputError, TaskError, TokenizerMissingError
+from tests.parity import assert_close, assert_parity
 from tests.tiny import TOKENIZER, tiny_batch, tiny_hf
 
 METHODS = ("within_word", "original")
@@ -115,8 +116,7 @@ def by_hand(hf_model, tokenizer, text, method):
 
 
 def assert_same(found, expected):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert_parity(found, expected)
 
 
 # The numbers
@@ -375,8 +375,8 @@ def test_what_does_not_fit_is_refused_before_anything_runs(bert, unchecked):
 def test_averages(trained):
     found = pseudo_log_likelihood(trained, ["the souvenir", "They were there, too."])
     counts, words = torch.tensor([4.0, 6.0]), torch.tensor([2.0, 6.0])
-    torch.testing.assert_close(found.per_token, found.values / counts)
-    torch.testing.assert_close(found.per_word, found.values / words)
+    assert_close(found.per_token, found.values / counts)
+    assert_close(found.per_word, found.values / words)
     assert found.perplexity == pytest.approx(math.exp(-found.values.sum().item() / 10))
     assert found.mean().mean.item() == pytest.approx(found.values.mean().item())
     one = pseudo_log_likelihood(trained, "the souvenir")

@@ -17,6 +17,7 @@ from torch import Tensor
 from encoderlens.analysis import AdditiveResult, Entry, Interval, Result
 from encoderlens.analysis.result import t_quantile
 from encoderlens.errors import InputError
+from tests.parity import assert_close, assert_parity
 
 NAN, INF = math.nan, math.inf
 SHAPES = st.lists(st.integers(1, 4), max_size=3)
@@ -215,8 +216,8 @@ def test_the_interval_has_the_shape_without_examples_and_float64(dim):
     interval = labelled(values, *axes).mean()
     for part in (interval.mean, interval.low, interval.high):
         assert part.dtype == torch.float64
-    torch.testing.assert_close(interval.mean, values.double().mean(dim))
-    torch.testing.assert_close(interval.high - interval.mean, interval.mean - interval.low)
+    assert_close(interval.mean, values.double().mean(dim))
+    assert_close(interval.high - interval.mean, interval.mean - interval.low)
     assert (interval.low < interval.high).all()
 
 
@@ -232,7 +233,7 @@ def test_values_far_from_zero_keep_their_spread():
     noise = randn(1, 50)
     interval = labelled(1e6 + noise.double(), "component", "example").mean()
     near = labelled(noise.double(), "component", "example").mean()
-    torch.testing.assert_close(interval.high - interval.low, near.high - near.low, rtol=1e-6, atol=0)
+    assert_parity(interval.high - interval.low, near.high - near.low, tolerance=1e-9)
 
 
 def test_an_interval_without_examples_is_refused():

@@ -12,7 +12,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from encoderlens import HookedAudioEncoder
 from tests.checkpoints import assert_same_tensors
-from tests.parity import assert_gradient_parity, assert_parity, gradients_under_hf_names
+from tests.parity import assert_changed, assert_gradient_parity, assert_parity, gradients_under_hf_names
 from tests.speech import LAID_OUT, layouts_of, snippets
 from tests.tiny import tiny_hf
 
@@ -165,7 +165,7 @@ def test_every_parameter_of_the_base_model_is_ours(hf_class: str, layout: str) -
         model.blocks[1].mlp.W_out[3] *= -2
         model.embed.pos_embed.bias += 0.5
         after = base(**inputs).last_hidden_state
-        assert (after - before).abs().max() > 1e-2
+        assert_changed(after, before)
         assert_parity(model(snippets()[:2]), after, real)
         base.encoder.layers[0].attention.q_proj.weight.zero_()
         assert not model.blocks[0].attn.W_Q.any()

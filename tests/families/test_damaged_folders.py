@@ -1,6 +1,7 @@
 """Folders of every family that come damaged, incomplete or mixed up: the error names the file and the tensor."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from encoderlens import HookedAudioEncoder, HookedEncoder
 from encoderlens.errors import CheckpointNotFoundError, TokenizerMissingError, WeightsError
 from encoderlens.families import REGISTRY
 from encoderlens.families.family import Family
-from encoderlens.weights import find
+from encoderlens.tensor_source import MemorySource
+from encoderlens.weights import apply, find
 from tests.checkpoints import SAFETENSORS, edit_tensors, read_tensors, save_file, write_shards, write_tensors
 from tests.tiny import tiny_batch
 
@@ -67,6 +69,21 @@ def test_wrong_shape(folder: Path, family: Family) -> None:
     tensors = read_tensors(folder)
     write_tensors(folder, tensors | {name: tensors[name][:-1]})
     refused(folder, family, WeightsError, str(folder / SAFETENSORS), name, "has shape", "calls for")
+
+
+def test_longer_tables(folder: Path, family: Family) -> None:
+    """None loses its last rows in silence: of words, positions, token types or distances, a convolution's or a head's."""
+    model, tensors = open_(folder, family), read_tensors(folder)
+    rows = family.rows_of(model.cfg.encoder)
+    found = {piece.name for row in rows if "blocks" not in row.target and (piece := find(row, tensors, family.base_prefix))}
+    tables = [name for name in found if tensors[name].ndim > 1]
+    assert len(tables) >= 2
+    for name in tables:
+        table = tensors[name]
+        source = MemorySource(tensors | {name: torch.cat([table, table[-1:]])}, "the file")
+        longer, expected = [len(table) + 1, *table.shape[1:]], list(table.shape)
+        with pytest.raises(WeightsError, match=re.escape(f"{name} has shape {longer}, the configuration calls for {expected}")):
+            apply(rows, source, model, sizes={"pos": len(table)}, base_prefix=family.base_prefix, kept=family.kept)
 
 
 def test_missing_tensor(folder: Path, family: Family) -> None:

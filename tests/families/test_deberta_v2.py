@@ -33,8 +33,8 @@ from tests.additive import (
     taken_out,
 )
 from tests.checkpoints import assert_same_tensors, edit_config, read_tensors, rename_tensors, save_tiny, write_tensors
-from tests.hooks import POST_LN_BLOCK, assert_changed, declared, in_layers, norm, replaced
-from tests.parity import assert_parity
+from tests.hooks import POST_LN_BLOCK, declared, in_layers, norm, replaced
+from tests.parity import assert_changed, assert_complete, assert_parity
 from tests.tiny import VARIANTS, tiny_batch, tiny_hf
 
 MASKED_LM, CLASSIFIER = "DebertaV2ForMaskedLM", "DebertaV2ForSequenceClassification"
@@ -309,7 +309,7 @@ def test_rows_of_a_logit_are_complete(sort: str, hf_class: str, dtype: torch.dty
     where = {"position": POSITIONS.tolist()} if model.task != "sequence_classification" else {}
     for neurons in (False, True):
         found = direct_logit_attribution(model, prepared, (TARGETS % n_outputs).tolist(), neurons=neurons, **where)
-        assert found.error < tolerance
+        assert_complete(found, tolerance)
         assert ("0_conv_out" in found.labels["component"]) == (sort in ("large v2", "all"))
     logits = run(model, batch).detach()
     picked = logits[range(3), POSITIONS] if where else logits

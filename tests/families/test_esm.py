@@ -15,8 +15,15 @@ from encoderlens.analysis import contacts
 from encoderlens.components.rotary import RotaryFrequencies, frequencies
 from encoderlens.errors import AnalysisError, ConfigError, HookUnreachableError, TaskError, WeightsError
 from tests.checkpoints import assert_same_parameters, assert_same_tensors, edit_config, read_tensors, save_tiny, write_tensors
-from tests.hooks import PRE_LN_BLOCK, ROTARY, assert_changed, declared, in_layers, norm, replaced
-from tests.parity import assert_gradient_parity, assert_parity, gradients, gradients_under_hf_names
+from tests.hooks import PRE_LN_BLOCK, ROTARY, declared, in_layers, norm, replaced
+from tests.parity import (
+    assert_changed,
+    assert_close,
+    assert_gradient_parity,
+    assert_parity,
+    gradients,
+    gradients_under_hf_names,
+)
 from tests.test_documented_hooks import MASKED_LM
 from tests.tiny import VARIANTS, tiny_batch, tiny_hf
 
@@ -84,8 +91,8 @@ def test_mask_tokens_are_zero_and_the_others_are_scaled_up(proteins: Any) -> Non
     tokens = model.to_tokens(["MQ<mask>F", "MQIFVK"])[0]
     plain = model.W_E[tokens]
     assert not cache["embed"][0, 3].any()
-    torch.testing.assert_close(cache["embed"][0, :3], plain[0, :3] * 0.88 / (1 - 1 / 6))
-    torch.testing.assert_close(cache["embed"][1], plain[1] * 0.88)
+    assert_close(cache["embed"][0, :3], plain[0, :3] * 0.88 / (1 - 1 / 6))
+    assert_close(cache["embed"][1], plain[1] * 0.88)
     assert not cache["full_embed"][0, 6:].any()
 
 
@@ -173,9 +180,7 @@ def test_scores_are_what_QK_at_a_distance_says() -> None:
     _, cache = model.run_with_cache(tiny_batch()["tokens"], "hidden", names_filter=lambda name: True)
     read, scores = cache["q_input", 1][0, :, 0], cache["attn_scores", 1][0] * model.cfg.d_head**0.5
     for query, key in ((0, 0), (2, 7), (9, 3)):
-        torch.testing.assert_close(
-            scores[:, query, key], read[query] @ attn.QK_at(key - query).AB @ read[key], rtol=1e-4, atol=1e-4
-        )
+        assert_close(scores[:, query, key], read[query] @ attn.QK_at(key - query).AB @ read[key])
     with pytest.raises(AnalysisError, match=r"take blocks\[l\]\.attn\.QK_at\(distance\)"):
         _ = model.QK
 
@@ -213,11 +218,11 @@ def test_contacts_of_proteins(proteins: Any) -> None:
     assert_parity(found.values[1, :21, :21], theirs[1, :21, :21])
     assert found.values[1, 21:].isnan().all()
     assert found.values[1, :, 21:].isnan().all()
-    torch.testing.assert_close(contacts(model, texts, batch_size=1).values, found.values, equal_nan=True)
+    assert_close(contacts(model, texts, batch_size=1).values, found.values, equal_nan=True)
     alone = contacts(model, INSULIN_A)
     assert alone.axes == ("residue", "partner")
     assert alone.labels["residue"][:2] == ("1 G", "2 I")
-    torch.testing.assert_close(alone.values, found.values[1, :21, :21])
+    assert_close(alone.values, found.values[1, :21, :21])
     best = alone.top(1)[0]
     assert best.value == pytest.approx(float(alone.values.max()))
     assert json.loads(found.to_json())["values"][1][0][21:] == [None] * 55

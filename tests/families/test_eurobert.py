@@ -13,7 +13,7 @@ from encoderlens import HookedEncoder
 from encoderlens.config import LayerNormPart, PoolerPart, RotaryAttentionPart
 from encoderlens.errors import ConfigError, WeightsError
 from tests.checkpoints import assert_same_tensors, edit_config, read_config, read_tensors, save_tiny, write_tensors
-from tests.parity import assert_parity
+from tests.parity import assert_parity, changed_along
 from tests.tiny import tiny_batch, tiny_hf
 
 BATCH = tiny_batch(n_types=0)
@@ -51,8 +51,8 @@ def test_hooks_on_split_inputs_of_heads_that_share_keys(n_kv_heads: int) -> None
                 with model.hooks([(f"blocks.1.hook_{point}_input", double)]):
                     _, edited = model.run_with_cache(BATCH["tokens"], names_filter=names)
                 heads = 1 if place == "attn_scores" else 2  # the axis that counts them
-                changed = (edited[place, 1] - clean[place, 1]).abs().transpose(0, heads).flatten(1).amax(1) > 1e-6
-                assert changed.tolist() == [head // (4 // n_kv_heads) == chosen for head in range(4)]
+                changed = changed_along(heads, edited[place, 1], clean[place, 1])
+                assert changed == [head // (4 // n_kv_heads) == chosen for head in range(4)]
 
 
 # Checkpoints and configurations

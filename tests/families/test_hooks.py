@@ -8,8 +8,8 @@ from torch import Tensor
 
 from encoderlens import HookedEncoder, HookPoint
 from tests.additive import run
-from tests.hooks import assert_changed, assert_documented, declared, replaced, shape
-from tests.parity import assert_parity
+from tests.hooks import assert_documented, declared, replaced, shape
+from tests.parity import assert_changed, assert_parity
 from tests.text_families import ENCODERS, HEADS, MASKED_LM, TEXT, text_batch, text_model
 
 every_head = pytest.mark.parametrize(("hf_class", "task"), HEADS, ids=lambda value: value)

@@ -14,8 +14,8 @@ from transformers import AutoModel, NomicBertConfig, NomicBertModel
 from encoderlens import HookedEncoder
 from encoderlens.errors import AnalysisError, ConfigError, WeightsError
 from tests.checkpoints import assert_same_parameters, assert_same_tensors, edit_config, save_tiny, write_tensors
-from tests.hooks import POST_LN_BLOCK, ROTARY, assert_changed, declared, in_layers, norm, replaced
-from tests.parity import assert_parity
+from tests.hooks import POST_LN_BLOCK, ROTARY, declared, in_layers, norm, replaced
+from tests.parity import assert_changed, assert_close, assert_parity
 from tests.test_documented_hooks import MASKED_LM
 from tests.tiny import TINY, tiny_batch, tiny_hf
 
@@ -238,7 +238,7 @@ def test_scores_are_what_QK_at_a_distance_says() -> None:
     stream, scores = cache["resid_pre", 1][0], cache["attn_scores", 1][0] * model.cfg.d_head**0.5
     for query, key in ((0, 0), (2, 7), (9, 3)):
         expected = stream[query] @ model.blocks[1].attn.QK_at(key - query).AB @ stream[key]
-        torch.testing.assert_close(scores[:, query, key], expected, rtol=1e-4, atol=1e-4)
+        assert_close(scores[:, query, key], expected)
     with pytest.raises(AnalysisError, match=r"take blocks\[l\]\.attn\.QK_at\(distance\)"):
         _ = model.QK
     with pytest.raises(WeightsError, match="has no table of positions: they are rotary, in attention"):

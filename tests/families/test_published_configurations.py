@@ -13,6 +13,7 @@ import transformers
 
 from encoderlens import HookedEncoder
 from encoderlens.config import EncoderConfig
+from tests.parity import assert_parity
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 20, "vocab_size": 90}
 COMMON = {"attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "initializer_range": 0.02}
@@ -253,4 +254,4 @@ def test_published_configuration(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = hf_model(tokens, attention_mask=torch.ones_like(tokens)).logits
         ours = model(tokens, "logits").reshape(theirs.shape)
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    assert_parity(ours, theirs)

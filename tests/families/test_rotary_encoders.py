@@ -24,7 +24,7 @@ from tests.additive import (
     targets_of,
 )
 from tests.hooks import PRE_LN_BLOCK, Axes, declared, in_layers, norm
-from tests.parity import assert_parity
+from tests.parity import assert_complete, assert_parity, largest_of
 from tests.tiny import VARIANTS, tiny_batch, tiny_hf
 
 MODERN_BIASES = VARIANTS["modernbert"]["every bias, untied, silu"]
@@ -160,7 +160,7 @@ def test_QK_at_a_distance_is_what_scores_are_made_of(case: str) -> None:
             queries, keys = x[:, max(0, -distance) : 11 - max(0, distance)], x[:, max(0, distance) : 11 + min(0, distance)]
             expected = torch.einsum("bqm,hmn,bqn->bhq", queries, attn.QK_at(distance).AB, keys).detach()
             seen = found.isfinite()
-            assert (found[seen] - expected[seen]).abs().le(1e-6 * scores[scores.isfinite()].abs().max()).all()
+            assert_parity(found[seen], expected[seen], None, 1e-6, largest_of(scores, scores.isfinite()))
         assert_parity(attn.QK_at(0).AB, attn.W_Q @ model.per_head("W_K")[layer].mT, tolerance=1e-12)
 
 
@@ -251,7 +251,7 @@ def test_direct_logit_attribution(case: str, dtype: torch.dtype, tolerance: floa
     position = POSITIONS.tolist() if model.heads[model.task].per_position else None
     for neurons in (False, True):
         result = direct_logit_attribution(model, batch, targets_of(model).tolist(), position, neurons=neurons)
-        assert result.error < tolerance
+        assert_complete(result, tolerance)
         assert_parity(result.total, score(model, BATCH).detach(), tolerance=tolerance)
     heads = [label for label in result.labels["component"] if label.startswith("L0H")]
     assert heads == [f"L0H{head}" for head in range(model.cfg.n_heads)]

@@ -17,6 +17,7 @@ from encoderlens.components.heads import SentenceEmbedding
 from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError, TaskError
 from encoderlens.linearised import direct_rows, require_eval
+from encoderlens.run_state import RunState
 
 SECOND = "component of the second"
 CHUNK = 64  # numbers of an embedding whose gradients are in memory at a time
@@ -159,8 +160,9 @@ def _by_position(
     batch = model.prepare(text)
     if not batch.single:
         raise InputError("token_pairs takes one text on each side, not lists")
+    state = model.run_state
     with torch.enable_grad(), freeze(embedding.modules.values(), ("ln", "gain")):
-        with _cut_in_front(embedding.pooling) as streams:
+        with _cut_in_front(embedding.pooling, state) as streams, state.silenced("bwd"):
             vector = model(batch, return_type="embedding")[0]
         (stream,) = streams
         every = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)
@@ -172,11 +174,16 @@ def _by_position(
 
 
 @contextmanager
-def _cut_in_front(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Context in which what a module reads is a leaf, where gradients end; and all that it has read."""
+def _cut_in_front(module: nn.Module, state: RunState) -> Iterator[list[Tensor]]:
+    """Context in which what a module reads is a leaf, where gradients end, in the runs that this thread starts from here; and
+    all that it has read.
+    """
     leaves: list[Tensor] = []
+    scope = state.next_scope
 
-    def cut(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def cut(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not state.is_in(scope):
+            return None
         leaves.append(inputs[0].detach().requires_grad_())
         return (leaves[-1], *inputs[1:])
 
@@ -190,6 +197,12 @@ def _cut_in_front(module: nn.Module) -> Iterator[list[Tensor]]:
 def _products(
     vector: Float[Tensor, " d_sentence"], stream: Float[Tensor, "1 pos d_model"], directions: Float[Tensor, "some d_sentence"]
 ) -> Float[Tensor, "pos some"]:
-    """The stream at each position times the gradient of the vector along each direction."""
-    (gradients,) = torch.autograd.grad(vector, stream, directions, retain_graph=True, is_grads_batched=True)
+    """The stream at each position times the gradient of the vector along each direction; zeros if a hook has put a constant in
+    its place.
+    """
+    if not vector.requires_grad:
+        return stream.new_zeros(stream.shape[1], len(directions))
+    (gradients,) = torch.autograd.grad(
+        vector, stream, directions, retain_graph=True, is_grads_batched=True, allow_unused=True, materialize_grads=True
+    )
     return torch.einsum("spd,pd->ps", gradients[:, 0], stream[0])

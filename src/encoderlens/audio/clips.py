@@ -1,7 +1,9 @@
 """Waveforms of every form that people have them in, checked, at the model's rate, and joined for the front end."""
 
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from math import isfinite
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -10,49 +12,94 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from encoderlens.audio.files import read_audio
 from encoderlens.audio.processor import Processing
+from encoderlens.audio.rates import check_rate, resampled
 from encoderlens.config import FrontendPart
-from encoderlens.errors import GradientError, InputError
+from encoderlens.errors import InputError
 
 NORM_EPS = 1e-7  # under the square root, where a processor gives each clip zero mean and unit variance
 MAX_CHANNELS = 32
-RATES = (1_000, 1_000_000)  # in Hz; what lies outside is another unit
+ASSUMED_RATE = 16_000  # of an array that comes without its rate, in Hz
 LOUDEST = 2.0**32  # sums of squares of what is larger overflow, and nothing that was recorded is
 FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31}
+
+PATHS = str | PathLike
+ARRAYS = Tensor | np.ndarray
 
 Clip = Float[Tensor, " sample"]
 Clips = Items[Float[Tensor, " _"]]  # each of a length of its own
 
 
-def as_clips(inputs: Any, sampling_rate: Any, rate: int) -> tuple[Clips, bool]:
-    """Each clip as floating-point samples at the model's rate, and whether the input was one bare waveform.
+@dataclass(frozen=True)
+class Waveforms:
+    """Clips at a model's rate.
+
+    Attributes:
+        clips: the samples of each, as floating-point numbers.
+        single: the input was one bare waveform or file, so that predictions are not a list.
+        resampled: whether any of them came at another rate.
+    """
+
+    clips: Clips
+    single: bool
+    resampled: bool
+
+
+def as_clips(inputs: Any, sampling_rate: Any, rate: int) -> Waveforms:
+    """Waveforms of every form, at the model's rate.
 
     Args:
-        inputs: one waveform [sample]; a list of waveforms, stereo ones as [channel sample] or [sample channel]; or clips of one
-            length [batch sample]. Tensors or arrays.
-        sampling_rate: of the input, in Hz.
+        inputs: one waveform [sample]; the path of an audio file; a list of these, stereo ones as [channel sample] or
+            [sample channel]; or clips of one length [batch sample]. Tensors, arrays, or lists of floats.
+        sampling_rate: in Hz; ``...`` for that of each file, and ASSUMED_RATE for arrays.
         rate: of the model.
 
     Raises:
         InputError: for what is no waveform, is empty, or holds NaN, infinities or samples beyond all loudness; for a sampling
-            rate outside 1 kHz to 1 MHz.
+            rate outside 1 kHz to 1 MHz, or another one than a file has.
         GradientError: for a waveform with gradients at another rate than the model's.
     """
-    check_rate(sampling_rate)
-    single = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 1
-    if not single and not (isinstance(inputs, list | tuple) or (isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 2)):
+    single = isinstance(inputs, PATHS) or (isinstance(inputs, ARRAYS) and inputs.ndim == 1) or _are_floats(inputs)
+    if not single and not (isinstance(inputs, list | tuple) or (isinstance(inputs, ARRAYS) and inputs.ndim == 2)):
         raise InputError(
             f"the input is {described(inputs)}; give one waveform [sample], a list of waveforms, clips of one length "
-            "[batch sample] (tensors or arrays), or projected frames [batch frame d_model]"
+            "[batch sample] (tensors or arrays), the path of an audio file, or projected frames [batch frame d_model]"
         )
-    items: list[Any] = [inputs] if single else list(inputs)
-    if not items:
+    if isinstance(inputs, Tensor) and inputs.is_nested:
+        raise InputError("the input is a nested tensor; give its clips as a list: tensor.unbind()")
+    items: Any = [inputs] if single else inputs
+    if not len(items):
         raise InputError("the list of waveforms is empty")
-    clips = []
+    clips, rates = [], []
     for index, item in enumerate(items):
-        where = "the waveform" if single else f"clip {index}"
-        clips.append(resampled(_checked(_mono(item, where), where), sampling_rate, rate, where))
-    return clips, single
+        samples, found, where = _read(item, sampling_rate, "the waveform" if single else f"clip {index}")
+        clips.append(resampled(_checked(_mono(samples, where), where), found, rate, where))
+        rates.append(found)
+    return Waveforms(clips, single, any(found != rate for found in rates))
+
+
+def _read(item: Any, sampling_rate: Any, where: str) -> tuple[Any, Any, str]:
+    """The samples of an item, their rate, and what to call it in messages."""
+    if isinstance(item, PATHS):
+        samples, found = read_audio(item)
+        check_rate(found, str(item))
+        if sampling_rate not in (..., found):
+            raise InputError(f"sampling_rate={sampling_rate!r} is given, and {item} has {found} Hz: leave it out for files")
+        return samples, found, str(item)
+    if _are_floats(item):
+        item = np.array(item, dtype=np.float64)
+    elif isinstance(item, int | float | np.number):
+        raise InputError(
+            f"{where} is {described(item)}; a list of numbers is one waveform if all are floats: give an array of "
+            "floating-point numbers, int16 or int32"
+        )
+    return item, ASSUMED_RATE if sampling_rate is ... else sampling_rate, where
+
+
+def _are_floats(value: Any) -> bool:
+    """Whether a value is a list of floats, which is a waveform. Of whole numbers nobody knows the scale."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, float | np.floating) for item in value)
 
 
 def as_tensor(value: Any, what: str) -> Tensor:
@@ -71,17 +118,6 @@ def as_tensor(value: Any, what: str) -> Tensor:
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     except TypeError:
         raise InputError(f"{what} is {described(value)}; give one of a dtype that tensors have") from None
-
-
-def check_rate(sampling_rate: Any) -> None:
-    """Refuse what is no sampling rate in Hz.
-
-    Raises:
-        InputError: for anything but a number from 1 kHz to 1 MHz.
-    """
-    number = isinstance(sampling_rate, int | float | np.integer | np.floating) and not isinstance(sampling_rate, bool)
-    if not number or not RATES[0] <= sampling_rate <= RATES[1]:
-        raise InputError(f"sampling_rate={sampling_rate!r}; it is a number of samples a second, such as 16000 or 44100")
 
 
 def _mono(item: Any, where: str) -> Tensor:
@@ -126,25 +162,6 @@ def _peak(clip: Clip) -> float:
     """The largest magnitude; NaN or infinite if any sample is."""
     low, high = torch.aminmax(clip.detach())
     return float(torch.maximum(-low, high))
-
-
-def resampled(clip: Clip, sampling_rate: Any, rate: int, where: str) -> Float[Tensor, " resampled"]:
-    """A clip at another rate; as it is, if it has that rate.
-
-    Raises:
-        GradientError: for a clip with gradients, which resampling would cut.
-    """
-    if sampling_rate == rate:
-        return clip
-    if clip.requires_grad:
-        raise GradientError(
-            f"{where} carries gradients at {sampling_rate} Hz, and resampling to the model's {rate} Hz would cut them: "
-            "resample it first"
-        )
-    import soxr
-
-    samples = soxr.resample(clip.cpu().numpy(), float(sampling_rate), float(rate))
-    return torch.from_numpy(samples).to(clip.device)
 
 
 def check_lengths(clips: Clips, frontend: FrontendPart, rate: int, hint: str = "") -> None:

@@ -1,15 +1,16 @@
 """Audio files."""
 
-from pathlib import Path
+import os
+from typing import Any
 
 import numpy as np
 import torch
 
-from encoderlens.audio.clips import resampled
+from encoderlens.audio.rates import check_rate, resampled
 from encoderlens.errors import InputError
 
 
-def read_audio(path: Path | str, rate: int | None = None) -> tuple[np.ndarray, int]:
+def read_audio(path: Any, rate: Any = None) -> tuple[np.ndarray, int]:
     """An audio file (WAV, FLAC, OGG and what else libsndfile reads) as one waveform [sample], channels averaged, and its rate.
 
     Args:
@@ -17,12 +18,16 @@ def read_audio(path: Path | str, rate: int | None = None) -> tuple[np.ndarray, i
         rate: resample to this rate; None keeps the file's.
 
     Raises:
-        InputError: for a file that is not there, is empty, or is no audio file.
+        InputError: for a file that is not there, is empty, or is no audio file, and for what is no rate.
     """
     import soundfile
 
-    if not Path(path).is_file():
-        raise InputError(f"there is no audio file {path}")
+    if rate is not None:
+        check_rate(rate)
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"an audio file is named by its path, not by a {type(path).__name__}")
+    if not os.path.isfile(path):
+        raise InputError(f"there is no audio file {str(path)!r:.300}")
     try:
         samples, found = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:

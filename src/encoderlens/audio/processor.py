@@ -88,37 +88,18 @@ def require_ctc_tokenizer(tokenizer: Any, blank: int) -> Any:
 
 
 def text_of(tokenizer: Any, symbols: list[int]) -> str:
-    """The text of symbols in which repetitions are merged already."""
-    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
-
-    merges = isinstance(tokenizer, Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer)
-    return tokenizer.decode(symbols, **({"group_tokens": False} if merges else {}))
-
-
-def _of_characters(tokenizer: Any) -> Any:
-    """A tokenizer, if it is one of characters."""
-    from transformers import Wav2Vec2CTCTokenizer
-
-    if not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
-        raise InputError(f"align reads transcripts with a Wav2Vec2CTCTokenizer, not a {type(tokenizer).__name__}")
-    return tokenizer
-
-
-def target_of(tokenizer: Any, transcript: Any) -> list[tuple[str, int]]:
-    """The symbols of a transcript, each with its id; the delimiter between words as a space.
+    """The text of symbols in which repetitions are merged already.
 
     Raises:
-        InputError: for an empty transcript, characters that the tokenizer lacks, or a tokenizer that is not one of characters.
+        InputError: for a symbol that the tokenizer has no name for.
     """
-    tokenizer = _of_characters(tokenizer)
-    if not isinstance(transcript, str) or not transcript.split():
-        raise InputError(f"the transcript is {transcript!r}; give what is said in the clip")
-    tokens = tokenizer.tokenize(" ".join(transcript.split()))
-    ids = tokenizer.convert_tokens_to_ids(tokens)
-    delimiter, special = tokenizer.word_delimiter_token, set(tokenizer.all_special_tokens)
-    foreign = (token for token, symbol in zip(tokens, ids, strict=True) if symbol == tokenizer.unk_token_id)
-    missing = sorted({*foreign, *(special - {delimiter}).intersection(tokens)})
-    if missing:
-        known = " ".join(sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)))
-        raise InputError(f"the transcript has {', '.join(map(repr, missing))}, which the tokenizer lacks; it has {known}")
-    return [(" " if token == delimiter else token, symbol) for token, symbol in zip(tokens, ids, strict=True)]
+    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
+
+    nameless = [symbol for symbol in symbols if tokenizer.convert_ids_to_tokens(symbol) is None]
+    if nameless:
+        raise InputError(
+            f"the model predicts symbol {nameless[0]}, and its tokenizer has no name for it (it has {len(tokenizer)} symbols): "
+            "set model.processor to one with the model's own tokenizer, or take the logits"
+        )
+    merges = isinstance(tokenizer, Wav2Vec2CTCTokenizer | Wav2Vec2PhonemeCTCTokenizer)
+    return tokenizer.decode(symbols, **({"group_tokens": False} if merges else {}))

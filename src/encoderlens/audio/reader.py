@@ -10,9 +10,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from encoderlens.audio.batch import AudioBatch
-from encoderlens.audio.clips import LOUDEST, as_clips, as_tensor, check_lengths, check_rate, joined
+from encoderlens.audio.clips import LOUDEST, as_clips, as_tensor, check_lengths, joined
 from encoderlens.audio.masks import check_frame_mask, check_real, lengths_of_sample_mask, mask_of_lengths
 from encoderlens.audio.processor import Processing, timing_of
+from encoderlens.audio.rates import check_rate
 from encoderlens.audio.timing import Timing
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
@@ -60,7 +61,8 @@ class AudioReader:
         """
         if padding not in ("batch", "independent"):
             raise InputError(f"padding={padding!r} is unknown; it is 'batch' or 'independent'")
-        check_rate(sampling_rate)
+        if sampling_rate is not ...:
+            check_rate(sampling_rate)
         alone = padding == "independent"
         batch = (
             self._of_frames(inputs, mask, alone) if are_frames(inputs) else self._of_clips(inputs, mask, sampling_rate, alone)
@@ -93,13 +95,13 @@ class AudioReader:
 
     def _of_clips(self, inputs: Any, mask: Any, sampling_rate: Any, alone: bool) -> AudioBatch:
         processing, frontend = self.processing, self.frontend
-        clips, single = as_clips(inputs, sampling_rate, processing.rate)
-        clips = [clip.to(self._bench) for clip in clips]
+        given = as_clips(inputs, sampling_rate, processing.rate)
+        clips = [clip.to(self._bench) for clip in given.clips]
         bare = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 2
         hint = "; stereo [sample channel] goes in as [waveform], a list" if bare else ""
         check_lengths(clips, frontend, processing.rate, hint)
         longest = max(map(len, clips))
-        lengths, of_samples = self._lengths(clips, mask, longest, resampled=bool(sampling_rate != processing.rate))
+        lengths, of_samples = self._lengths(clips, mask, longest, given.resampled)
         n_frames = frontend.n_frames(longest)
         masks = processing.masks or alone or of_samples
         if mask is not None and not of_samples:
@@ -112,7 +114,7 @@ class AudioReader:
         waves = joined(clips, processing, lengths if masks else None, self.dtype)
         samples = tuple(lengths) if alone and min(lengths) < longest else None
         sequence = Sequence(len(clips), n_frames, real, alone)
-        return self._batch(sequence, waves=waves.to(self.device), samples=samples, single=single)
+        return self._batch(sequence, waves=waves.to(self.device), samples=samples, single=given.single)
 
     def _lengths(self, clips: Items[Tensor], mask: Any, longest: int, resampled: bool) -> tuple[list[int], bool]:
         """How many samples of each clip are real, and whether a mask over samples says so."""

@@ -132,6 +132,10 @@ class Attention(Writer, Freezable):
         return [self.hook_result]
 
     @property
+    def out_layer(self) -> Linear:
+        return self.o
+
+    @property
     def out_weight(self) -> Float[Tensor, "head d_head d_model"]:
         return self.W_O
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from threading import Lock, get_ident
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 Quantity = Literal["ln", "pattern", "gain"]
+_CHANGING = Lock()  # held while a thread is added or taken out
 
 
 class Freezable(nn.Module):
@@ -14,11 +16,16 @@ class Freezable(nn.Module):
 
     Attributes:
         quantity: the kind of quantity.
-        frozen: whether it is frozen now; ``freeze`` sets it.
+        frozen_in: the threads in whose runs it is frozen now; ``freeze`` sets them.
     """
 
     quantity: ClassVar[Quantity]
-    frozen: bool = False
+    frozen_in: frozenset[int] = frozenset()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is frozen in the runs of this thread."""
+        return bool(self.frozen_in) and get_ident() in self.frozen_in
 
     def hold(self, tensor: Tensor) -> Tensor:
         """The tensor, without its gradient while frozen."""
@@ -32,12 +39,12 @@ class Freezable(nn.Module):
         """
 
     def __getstate__(self) -> dict[str, Any]:  # copies of a model are not frozen
-        return self.__dict__ | {"frozen": False}
+        return self.__dict__ | {"frozen_in": frozenset()}
 
 
 @contextmanager
 def freeze(modules: Iterable[nn.Module], quantities: Collection[Quantity]) -> Iterator[None]:
-    """Context in which these quantities of the modules, and of all inside them, are frozen.
+    """Context in which these quantities of the modules, and of all inside them, are frozen in the runs of this thread.
 
     Raises:
         AnalysisError: for a quantity that cannot be frozen.
@@ -46,10 +53,13 @@ def freeze(modules: Iterable[nn.Module], quantities: Collection[Quantity]) -> It
     chosen = [part for part in inside if part.quantity in quantities and not part.frozen]
     for part in chosen:
         part.check_freezable()
+    thread = frozenset((get_ident(),))
     try:
         for part in chosen:
-            part.frozen = True
+            with _CHANGING:
+                part.frozen_in |= thread
         yield
     finally:
         for part in chosen:
-            part.frozen = False
+            with _CHANGING:
+                part.frozen_in -= thread

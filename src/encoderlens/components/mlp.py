@@ -36,6 +36,10 @@ class NeuronWriter(Writer):
         return self.hook_post
 
     @property
+    def out_layer(self) -> Linear:
+        return self.output
+
+    @property
     def out_weight(self) -> Float[Tensor, "d_mlp d_model"]:
         return self.W_out
 

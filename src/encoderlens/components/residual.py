@@ -44,6 +44,11 @@ class Writer(Component, ABC):
 
     @property
     @abstractmethod
+    def out_layer(self) -> Linear:
+        """The layer that writes."""
+
+    @property
+    @abstractmethod
     def out_weight(self) -> Float[Tensor, "part *d_part d_model"]:
         """What the parts write with."""
 

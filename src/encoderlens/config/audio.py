@@ -46,7 +46,11 @@ class FrontendPart(Part):
 
     def n_frames(self, n_samples: int) -> int:
         """How many frames a waveform has; none if it is shorter than the receptive field."""
-        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+        return self.frames_after(len(self.kernels), n_samples)
+
+    def frames_after(self, n_convs: int, n_samples: int) -> int:
+        """How many frames the first so many convolutions give."""
+        for kernel, stride in zip(self.kernels[:n_convs], self.strides, strict=False):
             n_samples = (n_samples - kernel) // stride + 1
         return max(n_samples, 0)
 

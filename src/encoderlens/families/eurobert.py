@@ -47,7 +47,7 @@ HEADS = {
 
 
 def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> EncoderConfig:
-    reader.ignore("bos_token", "eos_token", "pad_token", "mask_token", "auto_map", "pretraining_tp")
+    reader.ignore("bos_token", "eos_token", "pad_token", "mask_token", "pretraining_tp")
     reader.require(is_decoder=False, add_cross_attention=False, is_causal=False, hidden_dropout=0.0)
     bias, pooling = reader.read("mlp_bias"), reader.choose("classifier_pooling", POOLING)
     labels = bert_like.read_labels(reader, parts)
@@ -131,5 +131,6 @@ EUROBERT = Family(
     hf_arguments=lambda cfg: {},
     layer_norm="pre-LN",
     positions="rotary",
+    own_code=True,
     bare=frozenset(("masked_lm",)),
 )

@@ -17,6 +17,7 @@ HARMLESS = frozenset(
     + ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id")
     + ("id2label", "label2id", "num_labels", "problem_type")
     + ("sentence_transformers", "sbert_ce_default_activation_function")
+    + ("auto_map",)  # code of the checkpoint's own, which is looked at before the rest
 )
 # What transformers before version 5 wrote into the configuration of any model, encoders included.
 LEFT_OVER = frozenset(
@@ -169,6 +170,7 @@ class Family:
         pooled: the tasks whose heads read the pooler.
         old_names: what keys of the configuration are called now, by what they were called before transformers had the family.
         old_classes: what classes are called now, by what they were called then.
+        own_code: its checkpoints came with code of their own before transformers had the family; that computes the same.
         bare: the tasks whose heads may have no tensor of their own in a checkpoint with tied embeddings.
         layer_key: what stands for ``{l}`` in the checkpoint's key of a layer with parameters of its own.
     """
@@ -190,6 +192,7 @@ class Family:
     pooled: frozenset[str] = frozenset()
     old_names: Mapping[str, str] = field(default_factory=dict)
     old_classes: Mapping[str, str] = field(default_factory=dict)
+    own_code: bool = False
     bare: frozenset[str] = frozenset()
     layer_key: Callable[[EncoderConfig, int], str] = lambda cfg, layer: str(layer)
 

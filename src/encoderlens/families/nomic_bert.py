@@ -51,15 +51,7 @@ OLD_CHOICES: dict[str, Any] = {
     **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
 }
 IDLE = (
-    *(
-        "auto_map",
-        "dense_seq_output",
-        "embd_pdrop",
-        "export_model_type",
-        "fused_bias_fc",
-        "fused_dropout_add_ln",
-        "max_trained_positions",
-    ),
+    *("dense_seq_output", "embd_pdrop", "export_model_type", "fused_bias_fc", "fused_dropout_add_ln", "max_trained_positions"),
     *("pad_vocab_size_multiple", "reorder_and_upcast_attn", "use_flash_attn", "use_xentropy"),
     *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
 )
@@ -157,5 +149,6 @@ NOMIC_BERT = Family(
     layer_norm="post-LN",
     positions="rotary",
     old_names=OLD_NAMES,
+    own_code=True,
     old_classes={"NomicBertForPreTraining": "NomicBertForMaskedLM"},
 )

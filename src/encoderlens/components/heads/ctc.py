@@ -1,6 +1,7 @@
 """The CTC head."""
 
 from itertools import groupby, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 from encoderlens.components.heads.head import IGNORED, AudioContext, TokenOutputs
 from encoderlens.components.heads.modules import Biases, Classifier
 from encoderlens.errors import InputError
+from encoderlens.names import did_you_mean
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence
 
@@ -68,6 +70,17 @@ class CTCHead(TokenOutputs[AudioContext]):
             batch.transcript([symbol for symbol, _ in groupby(row[mask].tolist()) if symbol != self.blank], self.blank)
             for row, mask in zip(logits.argmax(-1), batch.sequence.real, strict=True)
         ]
+
+    def output_index(self, target: Any, tokenizer: Any) -> int:
+        from transformers import Wav2Vec2PhonemeCTCTokenizer
+
+        if (
+            isinstance(tokenizer, Wav2Vec2PhonemeCTCTokenizer)
+            and isinstance(target, str)
+            and target not in tokenizer.get_vocab()
+        ):
+            raise InputError(f"the tokenizer has no phoneme {target!r}{did_you_mean(target, tokenizer.get_vocab())}")
+        return super().output_index(target, tokenizer)
 
     def all_biases(self) -> Biases:
         return {"head_b": (self.ctc_head.dense, "bias")}

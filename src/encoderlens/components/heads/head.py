@@ -249,8 +249,8 @@ class TokenOutputs(Head[BatchKind]):
             raise TokenizerMissingError(f"the target {target!r} is a word, and this model has no tokenizer: give a token id")
         ids = [tokenizer.convert_tokens_to_ids(target)]  # as it is: also "##ing", which is not how a text begins
         if ids[0] in (None, tokenizer.unk_token_id) and target != tokenizer.unk_token:
-            ids = tokenizer.encode(target, add_special_tokens=False)
-            if not ids or tokenizer.unk_token_id in ids:
+            ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(target))
+            if not ids or None in ids or tokenizer.unk_token_id in ids:
                 raise InputError(f"the tokenizer has no token for the target {target!r}; give another, or a token id")
         if len(ids) != 1:
             pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids))
