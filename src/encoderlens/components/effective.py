@@ -67,14 +67,16 @@ class ComputedWeight(Tensor):
         Raises:
             WeightsError: for one that writes into it.
         """
-        if args and isinstance(args[0], cls) and _writes(func.__name__):
+        computed = args[0] if args and isinstance(args[0], cls) else None
+        if computed is not None and _writes(func.__name__):
             raise WeightsError(
                 "this weight is parametrised or pruned, and so made of other parameters: an edit in place would be lost. Edit "
                 f"these, or {REMEDY}"
             )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-        return result.as_subclass(cls) if isinstance(result, Tensor) and result._is_view() else result
+            is_view = computed is not None and isinstance(result, Tensor) and torch._C._is_alias_of(result, computed)
+        return result.as_subclass(cls) if is_view else result
 
 
 def _writes(function: str) -> bool:
