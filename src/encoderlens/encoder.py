@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
-from encoderlens.components.effective import REMEDY, computed_weights
+from encoderlens.components.effective import REMEDY, effective_weights
 from encoderlens.components.heads import owned_labels
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
@@ -164,9 +164,11 @@ class Encoder(WeightStacks, ABC):
         """
         if not is_whole(seed) and seed is not None:
             raise ConfigError(f"seed is {seed!r}; it must be a whole number")
-        computed = [name for _, _, name in computed_weights(self)]
+        computed = effective_weights(self)
         if computed:
-            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
+            raise WeightsError(
+                f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
+            )
         seed = int(torch.randint(2**62, ()).item()) if seed is None else int(seed)
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
