@@ -361,7 +361,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(bert, unchecked):
             (["the", ""], {}, "text 1 has no token to score: it is empty"),
             ("[MASK] [SEP]", {}, "text 0 has no token to score"),
             ([], {}, "list of texts is empty"),
-            (3, {}, "input is a int"),
+            (3, {}, "input is an int"),
             ("the", {"method": "words"}, "method='words' is unknown; it is 'within_word' or 'original'"),
             ("the", {"batch_size": 0}, "batch_size=0"),
         ):
