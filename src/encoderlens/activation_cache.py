@@ -1,7 +1,6 @@
 """ActivationCache: the activations of one run, and what its residual stream is made of."""
 
 from collections.abc import Callable, Collection
-from reprlib import repr as short_repr
 from typing import Any, Literal
 
 import numpy as np

@@ -369,6 +369,17 @@ def test_what_does_not_fit_is_refused_before_anything_runs(bert, unchecked):
                 pseudo_log_likelihood(bert, inputs, **options)
 
 
+def test_the_prompt_of_a_model_is_scored_with_the_text_once(bert):
+    plain = pseudo_log_likelihood(bert, "no doctor walked")
+    bert.prompt = "no "
+    try:
+        prompted = pseudo_log_likelihood(bert, "doctor walked")
+    finally:
+        bert.prompt = None
+    assert prompted.words == plain.words
+    torch.testing.assert_close(prompted.values, plain.values)
+
+
 # The result
 
 
