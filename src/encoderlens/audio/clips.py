@@ -103,8 +103,6 @@ def _are_floats(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, float | np.floating) for item in value)
 
 
-
-
 def _mono(item: Any, where: str) -> Tensor:
     """One waveform as a tensor [sample], channels averaged."""
     item = as_tensor(item, where)
