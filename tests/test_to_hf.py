@@ -109,7 +109,7 @@ def test_a_model_made_here_goes_too():
     assert_parity(back(tokens).prediction_logits, model(tokens))
 
 
-def test_a_model_made_here_trains_the_rows_that_it_says_and_its_sizes_may_come_from_numpy():
+def test_a_model_made_here_trains_the_rows_that_it_says_and_its_sizes_may_come_from_numpy(unchecked: None):
     sizes = {"d_model": 24, "d_head": 8, "n_layers": 2, "n_ctx": 9, "d_vocab": 31}
     model = HookedEncoder({name: np.int64(size) for name, size in sizes.items()} | {"device": "cpu"})
     back = model.to_hf()
