@@ -215,11 +215,12 @@ def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, in
     for name in _WHOLE:
         if not is_whole(values.get(name, 1)):
             raise ConfigError(f"{name} is {values[name]!r}; it must be a positive whole number")
-    n_heads, d_head = _heads(values, values["d_model"])
+    d_model = int(values["d_model"])
+    n_heads, d_head = _heads(values, d_model)
     attn_scale = values.get("attn_scale", -1.0)
     if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
         raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
-    return values["d_model"], n_heads, d_head
+    return d_model, n_heads, d_head
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:
@@ -242,7 +243,7 @@ def _heads(values: dict[str, Any], d_model: int) -> tuple[int, int]:
     given = n_heads if n_heads != -1 else d_head
     if (n_heads == -1 or d_head == -1) and (given < 1 or d_model % given):
         raise ConfigError(f"d_model={d_model} is not a multiple of {'n_heads' if n_heads != -1 else 'd_head'}={given}")
-    return (n_heads if n_heads != -1 else d_model // d_head), (d_head if d_head != -1 else d_model // n_heads)
+    return int(n_heads if n_heads != -1 else d_model // d_head), int(d_head if d_head != -1 else d_model // n_heads)
 
 
 def _initializer_range(values: dict[str, Any]) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -464,7 +465,7 @@ class Encoder(WeightStacks, ABC):
         Raises:
             InputError: for anything else.
         """
-        resid = as_tensor(resid, "the residual stream") if isinstance(resid, Tensor) else resid
+        resid = as_tensor(resid, "the residual stream") if isinstance(resid, Tensor | np.ndarray) else resid
         if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
             found = list(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
             raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")

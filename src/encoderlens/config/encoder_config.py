@@ -8,7 +8,7 @@ from encoderlens.config.audio import AudioEmbedPart, ConvPositionsPart, Frontend
 from encoderlens.config.block import BlockPart, MLPPart
 from encoderlens.config.embedding import AbsolutePositionsPart, AttentionPositionsPart, EmbeddingPart, NormPart
 from encoderlens.config.heads import ContactPart, HeadPart, MaskedLMPart, PoolerPart
-from encoderlens.config.part import Part, check_size
+from encoderlens.config.part import Part, check_size, keep_as_ints
 from encoderlens.config.sentence import SentenceEmbeddingPart
 from encoderlens.errors import ConfigError
 
@@ -90,6 +90,7 @@ class EncoderConfig:
     model_name: str = "custom"
 
     def __post_init__(self) -> None:
+        keep_as_ints(self)
         for name in ("d_model", "n_layers"):
             check_size(name, getattr(self, name))
         for value in (getattr(self, own.name) for own in fields(self)):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+
 from encoderlens.errors import ConfigError
 from encoderlens.given import is_whole
 
@@ -20,6 +22,9 @@ class Part:
     takes: ClassVar[tuple[str, ...]] = ("d_model",)
     sizes: ClassVar[tuple[str, ...]] = ()  # fields that are positive whole numbers
 
+    def __post_init__(self) -> None:
+        keep_as_ints(self)
+
     def check(self) -> None:
         """Refuse sizes that are none.
 
@@ -36,6 +41,14 @@ class Part:
     def at(self: AnyPart, layer: int) -> AnyPart:
         """The part as it is in one layer."""
         return self
+
+
+def keep_as_ints(part: Any) -> None:
+    """Turn the whole numbers of numpy among a frozen dataclass's fields into those of Python, which files can hold."""
+    for own in fields(part):
+        value = getattr(part, own.name)
+        if isinstance(value, np.integer):
+            object.__setattr__(part, own.name, int(value))
 
 
 def check_size(name: str, value: Any) -> None:
