@@ -209,13 +209,25 @@ def test_prompts(modules: Any, transformer: Path, tmp_path: Path) -> None:
     assert model.to_tokens("the doctor")[0].shape[1] == len(tokens)
     model.prompt = dict(model.cfg.sentence.prompts)["passage"]
     assert_parity(model(TEXTS).detach(), encoded(reference, prompt_name="passage"))
-    model.prompt = ""
-    assert_parity(model(TEXTS).detach(), encoded(reference, prompt=""))
+    for nothing in ("", None):
+        model.prompt = nothing
+        assert model.prompt == ""
+        assert_parity(model(TEXTS).detach(), encoded(reference, prompt=""))
     assert_changed(model(TEXTS), encoded(reference))  # the prompt makes a difference
 
 
 def test_a_model_without_a_prompt(usual: tuple[Any, Path], bert: HookedEncoder) -> None:
     assert load(usual[1]).prompt == bert.prompt == ""
+
+
+@pytest.mark.parametrize("prompt", [5, ["query: "], b"query: ", torch.zeros(1)])
+def test_a_prompt_that_is_no_text_is_refused(prompt: Any, bert: HookedEncoder, unchecked: None) -> None:
+    with pytest.raises(InputError, match=r"prompt is an? .*; it is text to stand in front of every text, or None"):
+        bert.prompt = prompt
+    assert bert.prompt == ""
+    part = SentenceEmbeddingPart(SentencePoolingPart(), prompt=prompt)
+    with pytest.raises(ConfigError, match=r"a prompt is .*; it is text"):
+        part.check()
 
 
 def make_cased(folder: Path) -> None:
@@ -479,7 +491,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "unknown pooling mode": (
         with_values(POOLING, pooling_mode="median"),
         ConfigError,
-        r"1_Pooling/config\.json: pooling mode 'median' is not implemented; cls, max, mean",
+        r"1_Pooling/config\.json: pooling mode 'median' is not implemented; cls, max, mean, .* are; did you mean 'mean'",
     ),
     "pooling without the prompt": (
         lambda folder: [edit_json(folder / POOLING, include_prompt=False), edit_json(folder / SETTINGS, prompts={"q": "q: "})],
@@ -490,6 +502,22 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         with_values(SETTINGS, default_prompt_name="answer"),
         ConfigError,
         rf"{SETTINGS}: default_prompt_name='answer' is none of its prompts: ",
+    ),
+    "prompts without names": (
+        with_values(SETTINGS, prompts=["query: "]),
+        ConfigError,
+        r"prompts=.* is no object of texts",
+    ),
+    "a prompt that is no text": (
+        with_values(SETTINGS, prompts={"q": 5}),
+        ConfigError,
+        rf"{SETTINGS}: prompts=.* is no object",
+    ),
+    "half a character": (with_values(SETTINGS, prompts={"q": "\ud800"}), ConfigError, rf"{SETTINGS}: the prompt 'q' has half"),
+    "a default that is no name": (
+        with_values(SETTINGS, default_prompt_name=3),
+        ConfigError,
+        "default_prompt_name=3; it is",
     ),
     "cut embeddings": (with_values(SETTINGS, truncate_dim=8), ConfigError, rf"{SETTINGS}: truncate_dim=8 is not implemented"),
     "other ways of calling the tokenizer": (

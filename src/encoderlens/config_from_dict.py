@@ -24,6 +24,7 @@ from encoderlens.config import (
     ProjectionPart,
 )
 from encoderlens.errors import ConfigError
+from encoderlens.given import is_whole
 from encoderlens.names import did_you_mean
 
 
@@ -212,7 +213,7 @@ def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, in
     if missing:
         raise ConfigError(f"the configuration lacks {', '.join(missing)}")
     for name in _WHOLE:
-        if not isinstance(values.get(name, 1), int):
+        if not is_whole(values.get(name, 1)):
             raise ConfigError(f"{name} is {values[name]!r}; it must be a positive whole number")
     n_heads, d_head = _heads(values, values["d_model"])
     attn_scale = values.get("attn_scale", -1.0)

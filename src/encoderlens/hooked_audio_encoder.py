@@ -23,10 +23,11 @@ from encoderlens.audio.processor import (
 from encoderlens.audio.reader import AudioReader, are_frames
 from encoderlens.audio.transcripts import target_of
 from encoderlens.batch import Batch
-from encoderlens.components import CTCHead
+from encoderlens.components.heads import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
+from encoderlens.given import Whole
 from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import check_positions
@@ -289,11 +290,11 @@ class HookedAudioEncoder(PretrainedEncoder):
         *,
         return_type: Any = "hidden",
         use_proj: bool = False,
-        labels: Tensor | None = None,
+        labels: Any = None,
         padding: Any = "batch",
         logits_at: Any = None,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
+        start_at_layer: Whole | None = None,
+        stop_at_layer: Whole | None = None,
         mask_time_indices: Any = None,
     ) -> Any:
         """Run the model.

@@ -295,7 +295,7 @@ def translated(
         if piece is None:
             continue
         parameter = parameters[row.target]
-        _check_shape(row, piece, parameter, source, sizes)
+        _check_shape(row, piece, parameter, source, sizes, crop=False)
         parts = [values for _, _, values in _chunks(row, piece, parameter, source, sizes)]
         found[row.target] = (piece.name, torch.cat(parts))
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import EsmForMaskedLM, EsmTokenizer
 
 from encoderlens import HookedEncoder
-from encoderlens.analysis import contacts
+from encoderlens.analysis import contacts, direct_logit_attribution
 from encoderlens.components.rotary import RotaryFrequencies, frequencies
 from encoderlens.errors import AnalysisError, ConfigError, HookUnreachableError, TaskError, WeightsError
 from tests.checkpoints import assert_same_parameters, assert_same_tensors, edit_config, read_tensors, save_tiny, write_tensors
@@ -94,6 +94,16 @@ def test_mask_tokens_are_zero_and_the_others_are_scaled_up(proteins: Any) -> Non
     assert_close(cache["embed"][0, :3], plain[0, :3] * 0.88 / (1 - 1 / 6))
     assert_close(cache["embed"][1], plain[1] * 0.88)
     assert not cache["full_embed"][0, 6:].any()
+
+
+def test_mask_tokens_at_padding_count_in_attributions_as_in_the_model() -> None:
+    model = HookedEncoder.from_pretrained(hf_model=tiny_hf("EsmForMaskedLM"), device="cpu", dtype=torch.float64)
+    tokens, mask = tiny_batch()["tokens"], tiny_batch()["mask"]
+    tokens[1:, 9] = 163  # padding of both sequences
+    batch = model.prepare(tokens[1:], None, mask[1:])
+    found = direct_logit_attribution(model, batch, 5, position=2, batch_size=1)
+    assert_parity(found.total, model(batch)[:, 2, 5].detach())
+    assert found.error < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -16,6 +16,7 @@ from encoderlens.components.freezing import freeze
 from encoderlens.components.heads import SentenceEmbedding
 from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError, TaskError
+from encoderlens.given import Whole
 from encoderlens.linearised import direct_rows, require_eval
 from encoderlens.run_state import RunState
 
@@ -57,7 +58,7 @@ class TokenPairs(AdditiveResult):
 
 @torch.inference_mode(False)  # which gradients need
 def cosine_attribution(
-    model: Encoder, first: Any, second: Any, neurons: bool = False, *, batch_size: int = 32
+    model: Encoder, first: Any, second: Any, neurons: bool = False, *, batch_size: Whole = 32
 ) -> CosineAttribution:
     """What each head and MLP, each embedding and each bias of the first text adds to the cosine with the second.
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from encoderlens.audio.clips import as_tensor
 from encoderlens.errors import InputError
+from encoderlens.given import as_booleans, as_tensor
 
 
 def check_frame_mask(mask: Any, batch: int, n_frames: int) -> Bool[Tensor, "batch pos"]:
@@ -20,10 +20,7 @@ def check_frame_mask(mask: Any, batch: int, n_frames: int) -> Bool[Tensor, "batc
     given = torch.atleast_2d(as_tensor(mask, "the mask"))
     if tuple(given.shape) != (batch, n_frames):
         raise InputError(f"the mask has shape {list(given.shape)}; the clips have frames {[batch, n_frames]}")
-    real = given.detach().to(torch.bool, copy=True)
-    if given.dtype != torch.bool and not torch.equal(real.to(given.dtype), given):
-        raise InputError("a mask holds 1 (or True) and 0, and nothing else")
-    return real
+    return as_booleans(given, "the mask")
 
 
 def check_real(mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"] | None:

@@ -6,6 +6,9 @@ from typing import ClassVar, Literal
 
 from encoderlens.config.part import Part, check_size
 from encoderlens.errors import ConfigError
+from encoderlens.names import did_you_mean
+
+NORMS = ("group", "layer")
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,10 @@ class FrontendPart(Part):
         sizes = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}
         if not self.channels or len({len(values) for values in sizes.values()}) > 1:
             raise ConfigError(f"channels, kernels and strides have one entry a convolution, not {sizes}")
-        if self.norm not in ("group", "layer"):
-            raise ConfigError(f"the norm of the front end is {self.norm!r}; it is 'group' or 'layer'")
+        if self.norm not in NORMS:
+            raise ConfigError(
+                f"the norm of the front end is {self.norm!r}; it is 'group' or 'layer'{did_you_mean(self.norm, NORMS)}"
+            )
         for name, values in sizes.items():
             for value in values:
                 check_size(f"an entry of {name}", value)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from encoderlens.config.part import Part, check_size
+from encoderlens.errors import ConfigError
+from encoderlens.given import is_whole
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class EmbeddingPart(Part):
 
     Attributes:
         d_embed: the width of factorised embeddings, which a linear layer brings to that of the stream; None for none.
+        padding_idx: the token whose row the embedding does not train; None for none.
         zeroes_padding: what leaves is zero at padding.
         projects_first: the linear layer of factorised embeddings stands in front of the norm, and has no bias.
     """
@@ -51,6 +54,7 @@ class EmbeddingPart(Part):
     n_task_types: int = 0
     zeroes_padding: bool = False
     projects_first: bool = False
+    padding_idx: int | None = None
 
     def check(self) -> None:
         super().check()
@@ -59,6 +63,9 @@ class EmbeddingPart(Part):
                 check_size(name, getattr(self, name))
         if self.d_embed is not None:
             check_size("d_embed", self.d_embed)
+        padding = self.padding_idx
+        if padding is not None and (not is_whole(padding) or not -self.d_vocab <= padding < self.d_vocab):
+            raise ConfigError(f"padding_idx (pad_token_id) is {padding!r}; it is None, or one of the {self.d_vocab} tokens")
 
     def arguments(self) -> dict[str, Any]:
         return {name: value for name, value in super().arguments().items() if name != "d_embed"}

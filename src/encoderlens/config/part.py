@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from encoderlens.errors import ConfigError
+from encoderlens.given import is_whole
 
 AnyPart = TypeVar("AnyPart", bound="Part")
 
@@ -38,5 +39,5 @@ class Part:
 
 
 def check_size(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ConfigError(f"{name} is {value!r}; it must be a positive whole number")

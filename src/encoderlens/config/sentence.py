@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from encoderlens.config.part import Part, check_size
 from encoderlens.errors import ConfigError
+from encoderlens.given import check_text
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ class SentenceEmbeddingPart(Part):
             part.check()
         if self.max_tokens is not None:
             check_size("max_tokens", self.max_tokens)
+        for prompt in (self.prompt, *(text for _, text in self.prompts)):
+            if not isinstance(prompt, str):
+                raise ConfigError(f"a prompt is {prompt!r}; it is text, empty for none")
+            check_text(prompt, f"the prompt {prompt!r}", ConfigError)
 
     def check_widths(self, d_model: int) -> None:
         """Refuse layers that do not fit one another.

@@ -13,7 +13,9 @@ from encoderlens.components.heads.head import Readout
 from encoderlens.components.heads.modules import Biases
 from encoderlens.components.linear import Component, Linear, WeightView
 from encoderlens.components.norm import LayerNorm
+from encoderlens.errors import ConfigError
 from encoderlens.hook_points import HookPoint
+from encoderlens.names import check_word
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence
 
@@ -42,10 +44,15 @@ class SentencePooling(nn.Module):
     Args:
         modes: "cls" (the first), "max", "mean", "mean_sqrt_len_tokens" (the sum over the root of their number), "weightedmean"
             (weights 1, 2, 3, …) and "lasttoken", of real positions.
+
+    Raises:
+        ConfigError: for another mode.
     """
 
     def __init__(self, modes: tuple[str, ...]) -> None:
         super().__init__()
+        for mode in modes:
+            check_word("the pooling mode", mode, POOLING_MODES, ConfigError)
         self.modes = modes
         self.hook_out = HookPoint("batch d_sentence")
 
