@@ -688,6 +688,8 @@ def test_the_frames_of_any_span_are_those_with_their_middle_in_it(
         (-3.0, 0.0, "no frame has its middle in"),
         (float("nan"), 1.0, "start_s=nan; it is a number of seconds"),
         (0.0, float("inf"), "end_s=inf; it is a number of seconds"),
+        (0.0, 10**400, "end_s=10+; it is a number of seconds"),
+        (np.int64(-(2**63)), 1.0, r"start_s=.*; it is a number of seconds"),
     ],
 )
 def test_a_span_without_a_frame_is_refused(group: HookedAudioEncoder, start: float, end: float, message: str) -> None:
@@ -1046,7 +1048,7 @@ def test_what_is_changed_in_a_cache_changes_no_batch() -> None:
         assert torch.equal(model(prepared), expected)
 
 
-@pytest.mark.parametrize("n_frames", [-1, "x", 1.5, True, None])
+@pytest.mark.parametrize("n_frames", [-1, "x", 1.5, True, None, 10**12, 10**400])
 def test_times_of_what_is_no_number_of_frames(n_frames: object) -> None:
     with pytest.raises(InputError, match="it is a number of frames"):
         tiny_speech().frame_times(n_frames)

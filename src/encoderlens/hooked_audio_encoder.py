@@ -1,7 +1,6 @@
 """HookedAudioEncoder: a HuBERT-style speech encoder with a hook point on every activation that matters."""
 
 from dataclasses import replace
-from math import isfinite
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -33,6 +32,9 @@ from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
+
+MOST_FRAMES = 10**8  # what is beyond is no number of frames of a clip
+LONGEST = 1e9  # in seconds
 
 
 class HookedAudioEncoder(PretrainedEncoder):
@@ -202,7 +204,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError: for anything but a whole number.
         """
-        if not isinstance(n_frames, int | np.integer) or isinstance(n_frames, bool) or n_frames < 0:
+        if not isinstance(n_frames, int | np.integer) or isinstance(n_frames, bool) or not 0 <= n_frames <= MOST_FRAMES:
             raise InputError(f"n_frames={n_frames!r}; it is a number of frames")
         return self.timing.times(int(n_frames))
 
@@ -213,7 +215,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             InputError: for a span that ends before it starts, or in which no frame has its middle.
         """
         for name, seconds in (("start_s", start_s), ("end_s", end_s)):
-            if not isinstance(seconds, Real) or isinstance(seconds, bool) or not isfinite(seconds):
+            if not isinstance(seconds, Real) or isinstance(seconds, bool) or not -LONGEST <= seconds <= LONGEST:
                 raise InputError(f"{name}={seconds!r}; it is a number of seconds")
         frames = self.timing.frames(float(start_s), float(end_s))
         if not frames:
