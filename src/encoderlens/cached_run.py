@@ -139,9 +139,7 @@ class CachedRun(Mapping[str, Tensor]):
                 (``run_with_cache(dtype=…)``).
         """
         if not isinstance(device, str | int | torch.device):
-            raise InputError(
-                f"to({device!r}): a cache moves to a device, such as 'cpu'; run_with_cache takes a dtype"
-            )
+            raise InputError(f"to({device!r}): a cache moves to a device, such as 'cpu'; run_with_cache takes a dtype")
         device = device_named(device, empty=True)
         self._map(lambda tensor: tensor.to(device))
         self.positions = None if self.positions is None else self.positions.to(device)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, Optional, TypeVar, cast
 
 import torch
 from jaxtyping import Int
@@ -21,8 +21,9 @@ from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
+from encoderlens.config.fields import Seed, check_value, plain
 from encoderlens.devices import check_move, device_named
-from encoderlens.errors import ConfigError, InputError, TaskError, WeightsError
+from encoderlens.errors import InputError, TaskError, WeightsError
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, did_you_mean
@@ -160,8 +161,8 @@ class Encoder(WeightStacks, ABC):
             ConfigError: for a seed that is no whole number.
             WeightsError: for weights that are made of others.
         """
-        if not isinstance(seed, int | None):
-            raise ConfigError(f"seed is {seed!r}; it must be a whole number")
+        seed = plain(seed)
+        check_value("seed", seed, Optional[Seed])
         computed = [name for _, _, name in computed_weights(self)]
         if computed:
             raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
@@ -226,7 +227,7 @@ class Encoder(WeightStacks, ABC):
             self._task = task
 
     def _check_task(self, task: str | None) -> None:
-        if task is not None and task not in self.heads:
+        if task is not None and not (isinstance(task, str) and task in self.heads):
             raise TaskError(f"the model has no {task!r} head; its heads: {self.head_names()}{did_you_mean(task, self.heads)}")
 
     def head_names(self) -> str:

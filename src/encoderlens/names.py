@@ -111,9 +111,9 @@ def in_block(layer: int | None, label: str) -> str:
     return label if layer is None else f"{layer}_{label}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'a' or 'b'?"``, or nothing when no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """``"; did you mean 'a' or 'b'?"``, or nothing when no known word is close, or when it is no word."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6) if isinstance(word, str) else []
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
