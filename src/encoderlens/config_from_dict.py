@@ -24,7 +24,7 @@ from encoderlens.config import (
     PostLNPart,
     ProjectionPart,
 )
-from encoderlens.config.fields import ActivationName, Count, NotNegative, Seed, Size, check_value, plain
+from encoderlens.config.fields import ActivationName, Count, NotNegative, Seed, Size, check_value, frozen
 from encoderlens.errors import ConfigError
 from encoderlens.names import did_you_mean
 
@@ -124,7 +124,7 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         ConfigError: for a missing or unknown field, ``attention_dir="causal"``, or a field that asks for something that this
             encoder does not have.
     """
-    values = {name: plain(value) for name, value in values.items()}
+    values = {name: frozen(value) for name, value in values.items()}
     d_model, n_heads, d_head = _checked(values, ("d_model", "n_layers", "n_ctx", "d_vocab"))
     if values.get("d_vocab_out", -1) not in (-1, values["d_vocab"]):
         raise ConfigError("d_vocab_out differs from d_vocab: the masked-LM head scores the word pieces of the embedding")
@@ -190,7 +190,7 @@ def audio_request_from_dict(values: dict[str, Any]) -> ModelRequest:
     Raises:
         ConfigError: as ``request_from_dict``.
     """
-    values = {name: plain(value) for name, value in values.items()}
+    values = {name: frozen(value) for name, value in values.items()}
     of_text = [name for name in _OF_TEXT if values.get(name) is not None]
     if of_text:
         raise ConfigError(f"{', '.join(of_text)}: of models that read text; leave out what an audio encoder does not have")
@@ -231,11 +231,12 @@ def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, in
     if missing:
         raise ConfigError(f"the configuration lacks {', '.join(missing)}")
     _check_kinds(values)
-    n_heads, d_head = _heads(values, values["d_model"])
+    d_model = values["d_model"]
+    n_heads, d_head = _heads(values, d_model)
     attn_scale = values.get("attn_scale", -1.0)
     if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
         raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
-    return values["d_model"], n_heads, d_head
+    return d_model, n_heads, d_head
 
 
 def _check_kinds(values: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, Optional, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -16,17 +17,19 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
-from encoderlens.components.effective import REMEDY, computed_weights
+from encoderlens.components.effective import REMEDY, effective_weights
+from encoderlens.components.heads import owned_labels
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
-from encoderlens.config.fields import Seed, check_value, plain
+from encoderlens.config.fields import Seed, check_value, frozen
 from encoderlens.devices import check_move, device_named
 from encoderlens.errors import InputError, TaskError, WeightsError
+from encoderlens.given import Whole, as_tensor, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
-from encoderlens.names import block_of, did_you_mean
+from encoderlens.names import block_of, check_word, did_you_mean
 from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
@@ -161,11 +164,13 @@ class Encoder(WeightStacks, ABC):
             ConfigError: for a seed that is no whole number.
             WeightsError: for weights that are made of others.
         """
-        seed = plain(seed)
+        seed = frozen(seed)
         check_value("seed", seed, Optional[Seed])
-        computed = [name for _, _, name in computed_weights(self)]
+        computed = effective_weights(self)
         if computed:
-            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
+            raise WeightsError(
+                f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
+            )
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
@@ -204,11 +209,6 @@ class Encoder(WeightStacks, ABC):
         super().__setstate__(state)
         self.cfg = copy.copy(self.cfg)
         self.cfg.bind(self)
-
-    def _apply(self: AnyEncoder, fn: Callable[..., Any], recurse: bool = True) -> AnyEncoder:
-        super()._apply(fn, recurse)
-        self.cfg.bind(self)
-        return self
 
     # Tasks and planned runs
 
@@ -276,8 +276,8 @@ class Encoder(WeightStacks, ABC):
     def plan(
         self,
         return_type: Any = ...,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
+        start_at_layer: Whole | None = None,
+        stop_at_layer: Whole | None = None,
         front: tuple[str, ...] | None = None,
         after: tuple[str, ...] = (),
     ) -> RunPlan:
@@ -313,12 +313,10 @@ class Encoder(WeightStacks, ABC):
             return self.sentence_embedding
         return self.heads[self.task] if returns in ("logits", "predictions", "loss") and self.task else None
 
-    def _returns(self, return_type: Any, stop_at_layer: int | None) -> ReturnType | None:
+    def _returns(self, return_type: Any, stop_at_layer: Whole | None) -> ReturnType | None:
         if return_type is ...:
             return self._default_return_type(stop_at_layer)
-        if return_type not in RETURN_TYPES:
-            known = ", ".join(map(repr, RETURN_TYPES))
-            raise InputError(f"return_type={return_type!r} is unknown; it is one of {known}")
+        check_word("return_type", return_type, RETURN_TYPES)
         if return_type not in ("hidden", None):
             if stop_at_layer is not None:
                 raise InputError(f"return_type={return_type!r} needs the last layer; with stop_at_layer take 'hidden' or None")
@@ -331,18 +329,18 @@ class Encoder(WeightStacks, ABC):
                 raise TaskError(f"return_type={return_type!r} needs a head, and this model has none; take 'hidden'")
         return cast("ReturnType | None", return_type)
 
-    def _default_return_type(self, stop_at_layer: int | None) -> ReturnType:
+    def _default_return_type(self, stop_at_layer: Whole | None) -> ReturnType:
         if stop_at_layer is not None:
             return "hidden"
         if self.task is not None:
             return "logits"
         return "hidden" if self.sentence_embedding is None else "embedding"
 
-    def _layer_index(self, layer: int, name: str) -> int:
+    def _layer_index(self, layer: Any, name: str) -> int:
         n_layers = self.cfg.n_layers
-        if not isinstance(layer, int) or isinstance(layer, bool) or not -n_layers <= layer <= n_layers:
+        if not is_whole(layer) or not -n_layers <= layer <= n_layers:
             raise InputError(f"{name}={layer!r}; layers run from 0 to {n_layers}, negative ones count from the end")
-        return layer % n_layers if layer < 0 else layer
+        return int(layer) % n_layers if layer < 0 else int(layer)
 
     def _shortened(self, plan: RunPlan) -> RunPlan:
         """With nothing to return, stop after the last block that has a hook, unless gradients flow back through all."""
@@ -361,7 +359,7 @@ class Encoder(WeightStacks, ABC):
         plan: RunPlan,
         batch: Batch,
         first: Callable[[], Resid],
-        labels: Tensor | None = None,
+        labels: Any = None,
         at: Int[Tensor, "batch k"] | None = None,
     ) -> Any:
         """One run: the blocks from the stream that ``first`` makes, then the head, at some positions or all.
@@ -378,6 +376,7 @@ class Encoder(WeightStacks, ABC):
                 cache that would not fit into memory.
         """
         readout, head = plan.head, plan.head if isinstance(plan.head, Head) else None
+        labels = None if labels is None else owned_labels(labels)
         if head is not None and labels is not None:
             head.check_labels(labels, batch.sequence)
         if head is not None and plan.returns == "predictions":
@@ -458,8 +457,6 @@ class Encoder(WeightStacks, ABC):
         if (labels is not None) != (plan.returns == "loss"):
             found = "no labels" if labels is None else "labels"
             raise InputError(f"return_type={plan.returns!r} with {found}; labels and return_type='loss' go together")
-        if not isinstance(labels, Tensor | None):
-            raise InputError(f"labels are a tensor, not a {type(labels).__name__}")
         if logits_at is not None and not (plan.returns == "logits" and plan.head and plan.head.per_position):
             raise InputError("logits_at chooses positions of return_type='logits' of a head that has logits for every position")
 
@@ -469,6 +466,7 @@ class Encoder(WeightStacks, ABC):
         Raises:
             InputError: for anything else.
         """
+        resid = as_tensor(resid, "the residual stream") if isinstance(resid, Tensor | np.ndarray) else resid
         if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
             found = list(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
             raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")
@@ -555,7 +553,9 @@ class Encoder(WeightStacks, ABC):
     def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
         model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
         self.moves += 1
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        self.cfg.bind(self)
+        return self
 
 
 def _destination(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """HookedAudioEncoder: a HuBERT-style speech encoder with a hook point on every activation that matters."""
 
 from dataclasses import replace
-from math import isfinite
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -24,14 +23,18 @@ from encoderlens.audio.processor import (
 from encoderlens.audio.reader import AudioReader, are_frames
 from encoderlens.audio.transcripts import target_of
 from encoderlens.batch import Batch
-from encoderlens.components import CTCHead
+from encoderlens.components.heads import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
+from encoderlens.given import Whole
 from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
+
+MOST_FRAMES = 10**8  # what is beyond is no number of frames of a clip
+LONGEST = 1e9  # in seconds
 
 
 class HookedAudioEncoder(PretrainedEncoder):
@@ -201,7 +204,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError: for anything but a whole number.
         """
-        if not isinstance(n_frames, int | np.integer) or isinstance(n_frames, bool) or n_frames < 0:
+        if not isinstance(n_frames, int | np.integer) or isinstance(n_frames, bool) or not 0 <= n_frames <= MOST_FRAMES:
             raise InputError(f"n_frames={n_frames!r}; it is a number of frames")
         return self.timing.times(int(n_frames))
 
@@ -212,7 +215,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             InputError: for a span that ends before it starts, or in which no frame has its middle.
         """
         for name, seconds in (("start_s", start_s), ("end_s", end_s)):
-            if not isinstance(seconds, Real) or isinstance(seconds, bool) or not isfinite(seconds):
+            if not isinstance(seconds, Real) or isinstance(seconds, bool) or not -LONGEST <= seconds <= LONGEST:
                 raise InputError(f"{name}={seconds!r}; it is a number of seconds")
         frames = self.timing.frames(float(start_s), float(end_s))
         if not frames:
@@ -287,11 +290,11 @@ class HookedAudioEncoder(PretrainedEncoder):
         *,
         return_type: Any = "hidden",
         use_proj: bool = False,
-        labels: Tensor | None = None,
+        labels: Any = None,
         padding: Any = "batch",
         logits_at: Any = None,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
+        start_at_layer: Whole | None = None,
+        stop_at_layer: Whole | None = None,
         mask_time_indices: Any = None,
     ) -> Any:
         """Run the model.
@@ -347,7 +350,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         def first_stream() -> Resid:
             if not plan.embeds:
                 return self.check_stream(inputs)
-            frames = self._frames(batch) if batch.frames is None else batch.frames
+            frames = self._frames(batch) if batch.frames is None else batch.frames.clone()  # a cache keeps what is its own
             return self.hook_full_embed(self.embed(frames, batch.masked, batch.sequence))
 
         return self.run(plan, batch, first_stream, labels, chosen)

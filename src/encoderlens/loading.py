@@ -8,6 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from encoderlens.components.effective import effective_weights, weight_made_of
 from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
 from encoderlens.families import REGISTRY, family_of
@@ -22,6 +25,7 @@ from encoderlens.sentence_folder import (
     score_function,
     transformer_folder,
 )
+from encoderlens.state_dicts import unwrapped
 from encoderlens.tensor_source import (
     WEIGHT_FILES,
     JoinedSource,
@@ -67,7 +71,8 @@ class Checkpoint:
         name: what it was asked for as.
         leave: tensors that no part takes are left, not refused.
         sentence: what follows the transformer in a sentence encoder; None for any other checkpoint.
-        dropped: tensors of heads that nobody asked for and that are not whole.
+        dropped: tensors that are not needed: of heads that nobody asked for and that are not whole, and of which weights of a
+            parametrised or pruned Hugging Face model are made.
     """
 
     family: Family
@@ -155,7 +160,9 @@ def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> C
     import transformers
 
     if not isinstance(hf_model, transformers.PreTrainedModel):
-        raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}")
+        inside = ": give the model inside it (torch.compile's ._orig_mod, DataParallel's .module)"
+        remedy = inside if isinstance(hf_model, nn.Module) else ""
+        raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}{remedy}")
     hf_class = type(hf_model).__name__
     if type(hf_model) is not getattr(transformers, hf_class, None) and task != ENCODER_TASK:
         raise UnknownArchitectureError(
@@ -163,9 +170,13 @@ def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> C
             "anything. task='encoder' loads just its encoder, if that is one of transformers"
         )
     family = family_of(hf_model.config.model_type, hf_class)
-    source = without_wrappers(MemorySource(hf_model.state_dict(), hf_class), hf_class)
+    state, made = hf_model.state_dict(), effective_weights(hf_model)
+    source = without_wrappers(MemorySource(state | made, hf_class), hf_class)
     config = hf_model.config.to_dict()
-    return _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
+    found = _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
+    # A family's table names either a weight that is made of others, or these; whatever it does not name is not needed.
+    spare = (unwrapped(name) for name in (*made, *state) if name in made or weight_made_of(name) in made)
+    return replace(found, dropped=(*found.dropped, *spare))
 
 
 def _understand(

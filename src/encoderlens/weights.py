@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from encoderlens.components.effective import REMEDY, computed_weights, effective
+from encoderlens.components.effective import REMEDY, effective_weights
 from encoderlens.errors import WeightsError
 from encoderlens.names import did_you_mean
 from encoderlens.precision import DTYPES
@@ -156,13 +156,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     A weight that is made of others is there too, as what it is now.
     """
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    tensors |= {name: effective(module, own) for module, own, name in computed_weights(model)}
-    return {unwrapped(name): tensor for name, tensor in tensors.items()}
+    return {unwrapped(name): tensor for name, tensor in (tensors | effective_weights(model)).items()}
 
 
 def computed_names(model: nn.Module) -> list[str]:
     """The weights of a model that are made of others."""
-    return [unwrapped(name) for _, _, name in computed_weights(model)]
+    return [unwrapped(name) for name in effective_weights(model)]
 
 
 def present(rows: Iterable[Row], model: nn.Module) -> list[Row]:

@@ -10,13 +10,15 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from encoderlens.audio.batch import AudioBatch
-from encoderlens.audio.clips import LOUDEST, as_clips, as_tensor, check_lengths, joined
+from encoderlens.audio.clips import LOUDEST, as_clips, check_lengths, joined
 from encoderlens.audio.masks import check_frame_mask, check_real, lengths_of_sample_mask, mask_of_lengths
 from encoderlens.audio.processor import Processing, timing_of
 from encoderlens.audio.rates import check_rate
 from encoderlens.audio.timing import Timing
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
+from encoderlens.given import as_tensor
+from encoderlens.names import check_word
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import Resid
 
@@ -59,8 +61,7 @@ class AudioReader:
         Raises:
             InputError, GradientError: for what the model cannot read.
         """
-        if padding not in ("batch", "independent"):
-            raise InputError(f"padding={padding!r} is unknown; it is 'batch' or 'independent'")
+        check_word("padding", padding, ("batch", "independent"))
         if sampling_rate is not ...:
             check_rate(sampling_rate)
         alone = padding == "independent"

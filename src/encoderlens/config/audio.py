@@ -7,6 +7,9 @@ from typing import ClassVar, Literal
 from encoderlens.config.fields import ActivationName, Checked, Count, NotNegative, Share, Size
 from encoderlens.config.part import Part
 from encoderlens.errors import ConfigError
+from encoderlens.names import did_you_mean
+
+NORMS = ("group", "layer")
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,10 @@ class FrontendPart(Part):
     act_fn: ActivationName = "gelu"
 
     def check(self) -> None:
-        if self.norm not in ("group", "layer"):
-            raise ConfigError(f"the norm of the front end is {self.norm!r}; it is 'group' or 'layer'")
+        if self.norm not in NORMS:
+            raise ConfigError(
+                f"the norm of the front end is {self.norm!r}; it is 'group' or 'layer'{did_you_mean(self.norm, NORMS)}"
+            )
         super().check()
         sizes = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}
         if not self.channels or len({len(values) for values in sizes.values()}) > 1:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from encoderlens.config.fields import Count, NotNegative, Share, Size
 from encoderlens.config.part import Part
+from encoderlens.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class EmbeddingPart(Part):
 
     Attributes:
         d_embed: the width of factorised embeddings, which a linear layer brings to that of the stream; None for none.
+        padding_idx: the token whose row the embedding does not train; None for none.
         zeroes_padding: what leaves is zero at padding.
         projects_first: the linear layer of factorised embeddings stands in front of the norm, and has no bias.
     """
@@ -51,6 +53,14 @@ class EmbeddingPart(Part):
     n_task_types: Count = 0
     zeroes_padding: bool = False
     projects_first: bool = False
+    padding_idx: int | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.padding_idx is not None and not -self.d_vocab <= self.padding_idx < self.d_vocab:
+            raise ConfigError(
+                f"padding_idx (pad_token_id) is {self.padding_idx!r}; it is None, or one of the {self.d_vocab} tokens"
+            )
 
     def arguments(self) -> dict[str, Any]:
         return {name: value for name, value in super().arguments().items() if name != "d_embed"}

@@ -6,12 +6,11 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
-
-import numpy as np
-from torch import Tensor
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from encoderlens.errors import ConfigError
+from encoderlens.given import is_whole, plain
+from encoderlens.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,6 @@ class Kind:
 
     what: str
     holds: Callable[[Any], bool]
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
@@ -58,7 +53,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+            object.__setattr__(self, field.name, frozen(getattr(self, field.name)))
 
     def check(self) -> None:
         """Refuse values that are not what a field is for, here and in the parts inside.
@@ -74,11 +69,10 @@ class Checked:
                     inside.check()
 
 
-def plain(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """A value with Python's own numbers in place of numpy's and torch's, and tuples in place of lists and arrays."""
-    if isinstance(value, np.generic | np.ndarray | Tensor):
-        value = value.tolist()
-    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+    value = plain(value)
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
@@ -92,7 +86,8 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         for entry in value:
             check_value(f"an entry of {name}", entry, inner[0])
     elif not _fits(value, hint):
-        raise ConfigError(f"{name} is {value!r}; it must be {_described(hint)}")
+        suggestion = did_you_mean(value, inner) if get_origin(hint) is Literal else ""
+        raise ConfigError(f"{name} is {value!r}; it must be {_described(hint)}{suggestion}")
 
 
 @cache

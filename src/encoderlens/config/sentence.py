@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from encoderlens.config.fields import ActivationName, NotNegative, Size
 from encoderlens.config.part import Part
 from encoderlens.errors import ConfigError
+from encoderlens.given import check_text
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class SentenceEmbeddingPart(Part):
         kinds = [layer.name for layer in self.layers]
         before = [kinds[:index].count(kind) for index, kind in enumerate(kinds)]
         return tuple(f"{kind}_{count + 1}" if count else kind for kind, count in zip(kinds, before, strict=True))
+
+    def check(self) -> None:
+        super().check()
+        for prompt in (self.prompt, *(text for _, text in self.prompts)):
+            check_text(prompt, f"the prompt {prompt!r}", ConfigError)
 
     def check_widths(self, d_model: int) -> None:
         """Refuse layers that do not fit one another.

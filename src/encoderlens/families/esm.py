@@ -86,6 +86,7 @@ def _embedding(reader: ConfigReader) -> EmbeddingPart:
         "n_token_types": 0,
         "normed": bool(reader.read("emb_layer_norm_before")),
         "zeroes_padding": True,
+        "padding_idx": reader.read("pad_token_id"),
     }
     reader.ignore("mask_token_id")  # without token dropout, a mask token is like any other
     if reader.read("token_dropout"):

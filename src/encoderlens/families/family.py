@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from encoderlens.config import AudioEmbedPart, EncoderConfig
-from encoderlens.config.fields import Positive, check_value, is_whole, plain
+from encoderlens.config.fields import Positive, check_value, frozen
 from encoderlens.errors import ConfigError, UnknownArchitectureError
+from encoderlens.given import is_whole
 from encoderlens.weights import Row, expand, find
 
 # Keys of any Hugging Face configuration that say nothing about the numbers an encoder computes; a family whose positions or
@@ -63,7 +64,7 @@ class ConfigReader:
         self._seen.add(key)
         if key not in self._values and default is ...:
             raise ConfigError(f"{self._where} lacks {key}")
-        value = plain(self._values.get(key, default))
+        value = frozen(self._values.get(key, default))
         usual = self._defaults.get(key)
         if type(usual) in (bool, int, float, str) and not (value is None and key.endswith("_token_id")):
             check_value(f"{self._where}: {key}", value, type(usual))
@@ -104,7 +105,7 @@ class ConfigReader:
         token = self.read(key)
         if not is_whole(token):
             raise ConfigError(f"{self._where}: {key} is {token!r}, and {reason}: add the id")
-        return token
+        return int(token)
 
     def theta(self, rotary: Any) -> float:
         """The base of a rotary embedding's frequencies, from its ``rope_parameters``, where nothing scales these.
@@ -119,7 +120,7 @@ class ConfigReader:
         others = sorted(rotary.keys() - {"rope_theta", "rope_type", "type"})
         if others:
             raise ConfigError(f"{self._where}: {', '.join(others)} in rope_parameters is not implemented; leave it out")
-        theta = plain(rotary["rope_theta"])
+        theta = frozen(rotary["rope_theta"])
         check_value(f"{self._where}: rope_theta", theta, Positive)
         return float(theta)
 
