@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, Optional, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
+from encoderlens.config.fields import Seed, check_value, frozen
 from encoderlens.devices import check_move, device_named
-from encoderlens.errors import ConfigError, InputError, TaskError, WeightsError
+from encoderlens.errors import InputError, TaskError, WeightsError
 from encoderlens.given import Whole, as_tensor, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
@@ -163,14 +164,14 @@ class Encoder(WeightStacks, ABC):
             ConfigError: for a seed that is no whole number.
             WeightsError: for weights that are made of others.
         """
-        if not is_whole(seed) and seed is not None:
-            raise ConfigError(f"seed is {seed!r}; it must be a whole number")
+        seed = frozen(seed)
+        check_value("seed", seed, Optional[Seed])
         computed = effective_weights(self)
         if computed:
             raise WeightsError(
                 f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
             )
-        seed = int(torch.randint(2**62, ()).item()) if seed is None else int(seed)
+        seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -226,7 +227,7 @@ class Encoder(WeightStacks, ABC):
             self._task = task
 
     def _check_task(self, task: str | None) -> None:
-        if task is not None and task not in self.heads:
+        if task is not None and not (isinstance(task, str) and task in self.heads):
             raise TaskError(f"the model has no {task!r} head; its heads: {self.head_names()}{did_you_mean(task, self.heads)}")
 
     def head_names(self) -> str:
