@@ -3,9 +3,9 @@
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,7 +27,7 @@ from encoderlens.components.heads import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
-from encoderlens.given import Whole
+from encoderlens.given import Whole, as_indices, is_whole
 from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import check_positions
@@ -204,7 +204,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError: for anything but a whole number.
         """
-        if not isinstance(n_frames, int | np.integer) or isinstance(n_frames, bool) or not 0 <= n_frames <= MOST_FRAMES:
+        if not is_whole(n_frames) or not 0 <= n_frames <= MOST_FRAMES:
             raise InputError(f"n_frames={n_frames!r}; it is a number of frames")
         return self.timing.times(int(n_frames))
 
@@ -215,7 +215,8 @@ class HookedAudioEncoder(PretrainedEncoder):
             InputError: for a span that ends before it starts, or in which no frame has its middle.
         """
         for name, seconds in (("start_s", start_s), ("end_s", end_s)):
-            if not isinstance(seconds, Real) or isinstance(seconds, bool) or not -LONGEST <= seconds <= LONGEST:
+            number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+            if not number or not -LONGEST <= cast(float, seconds) <= LONGEST:
                 raise InputError(f"{name}={seconds!r}; it is a number of seconds")
         frames = self.timing.frames(float(start_s), float(end_s))
         if not frames:
@@ -233,12 +234,10 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError: for anything else.
         """
-        try:
-            counts = torch.atleast_1d(torch.as_tensor(n_samples))
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"n_samples={n_samples!r}; give whole numbers of samples") from None
-        if counts.ndim != 1 or counts.is_floating_point() or counts.dtype == torch.bool or bool((counts < 0).any()):
-            raise InputError(f"n_samples={n_samples!r}; give whole numbers of samples")
+        wrong = f"n_samples={short_repr(n_samples)}; give whole numbers of samples"
+        counts = torch.atleast_1d(as_indices(n_samples, "n_samples", wrong))
+        if counts.ndim != 1 or bool((counts < 0).any()):
+            raise InputError(wrong)
         return torch.tensor([self.frontend_part.n_frames(count) for count in counts.tolist()], dtype=torch.int64)
 
     def position_times(self, n_positions: int) -> Float[Tensor, " pos"]:
