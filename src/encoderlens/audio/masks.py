@@ -12,7 +12,7 @@ from encoderlens.given import as_booleans, as_tensor
 
 
 def check_frame_mask(mask: Any, batch: int, n_frames: int) -> Bool[Tensor, "batch pos"]:
-    """A mask over frames as booleans.
+    """A mask over frames as booleans, which share nothing with what was given.
 
     Raises:
         InputError: for another shape or other values than 0 and 1, or a clip without a real frame.

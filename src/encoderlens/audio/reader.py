@@ -96,6 +96,7 @@ class AudioReader:
 
     def _of_clips(self, inputs: Any, mask: Any, sampling_rate: Any, alone: bool) -> AudioBatch:
         processing, frontend = self.processing, self.frontend
+        mask = None if mask is None else as_tensor(mask, "the mask")
         given = as_clips(inputs, sampling_rate, processing.rate)
         clips = [clip.to(self._bench) for clip in given.clips]
         bare = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 2
@@ -117,9 +118,9 @@ class AudioReader:
         sequence = Sequence(len(clips), n_frames, real, alone)
         return self._batch(sequence, waves=waves.to(self.device), samples=samples, single=given.single)
 
-    def _lengths(self, clips: Items[Tensor], mask: Any, longest: int, resampled: bool) -> tuple[list[int], bool]:
+    def _lengths(self, clips: Items[Tensor], mask: Tensor | None, longest: int, resampled: bool) -> tuple[list[int], bool]:
         """How many samples of each clip are real, and whether a mask over samples says so."""
-        of_samples = isinstance(mask, Tensor | np.ndarray) and tuple(np.shape(mask)) in ((len(clips), longest), (longest,))
+        of_samples = mask is not None and tuple(mask.shape) in ((len(clips), longest), (longest,))
         if not of_samples:
             return [len(clip) for clip in clips], False
         if resampled:

@@ -109,6 +109,6 @@ class GatedActivation(Freezable):
 
 
 def _known(name: Any) -> Callable[[Tensor], Tensor]:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {name!r}{did_you_mean(str(name), ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation {name!r}{did_you_mean(name, ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
