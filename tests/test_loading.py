@@ -951,7 +951,6 @@ MEMORY_SCRIPT = """
 import gc, json, sys
 import torch
 from encoderlens import HookedEncoder, loading
-from tests.parity import assert_parity
 
 def resident(kind):
     with open("/proc/self/status") as status:
