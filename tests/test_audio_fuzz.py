@@ -2,17 +2,22 @@
 
 import os
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2PhonemeCTCTokenizer, Wav2Vec2Processor
 
 from encoderlens import HookedAudioEncoder
+from encoderlens.audio import read_audio
 from encoderlens.errors import EncoderLensError
-from tests.speech import HUBERT_LAYOUTS, LAYOUTS, ctc_tokenizer
+from tests.speech import HUBERT_LAYOUTS, LAYOUTS, ctc_tokenizer, tokenizer_of
 from tests.tiny import tiny_hf
 
 FUZZ = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
@@ -30,6 +35,12 @@ TAME_SCALES = (1.0, 0.1, 1e-3, 0.0, 1e-42, 3e4)
 WILD_SCALES = (1e-300, 2.0**31, 4e9, 1e10, 1e20, 1e30, 3.4e38, 1e160, 1.7e308)
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 3.4e38, -1.7e308, 5e-324, 0.0)
 PADDINGS = st.sampled_from(["batch", "independent"])
+NOTHING: tuple[Any, ...] = (
+    *(None, "a clip", "\0", "\udc80", b"clip", 0.5, 7, True, 10**400, {}, [], object(), range(900)),
+    *([0.1, 0.2], [1, 2], [0.1, 1], np.ma.masked_array(np.zeros(900))),
+    *(torch.zeros(900).to_sparse(), torch.zeros(900, device="meta")),
+    torch.nested.nested_tensor([torch.zeros(900)], layout=torch.jagged),
+)
 
 
 @cache
@@ -41,6 +52,22 @@ def loaded(shape: str, dtype: torch.dtype) -> HookedAudioEncoder:
 def processing(normalizes: bool, masks: bool, padding: float) -> Any:
     extractor = Wav2Vec2FeatureExtractor(do_normalize=normalizes, return_attention_mask=masks, padding_value=padding)
     return Wav2Vec2Processor(extractor, ctc_tokenizer())
+
+
+SQUARE = np.where(np.arange(300) // 7 % 2, 0.25, -0.5)
+
+
+@cache
+def short_file() -> Path:
+    """SQUARE, as an audio file."""
+    path = Path(mkdtemp()) / "square.wav"
+    soundfile.write(path, SQUARE, 16_000)
+    return path
+
+
+def n_samples(clip: Any) -> int:
+    """How many samples a clip has, in whatever form it is given."""
+    return max(np.shape(read_audio(clip)[0] if isinstance(clip, str | Path) else clip))
 
 
 DRAWN_MODELS = st.fixed_dictionaries(
@@ -114,9 +141,11 @@ def clips(draw: st.DrawFn, wild: bool) -> Any:
         return [draw(values(shape if draw(st.booleans()) else shape[::-1], wild))]
     if way == "odd":
         shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
-        nothing = st.sampled_from([None, "a clip", 0.5, {}, [0.1, 0.2], ["a"], [None], [[0.0]], object()])
+        nothing = st.sampled_from([*NOTHING, *([thing] for thing in NOTHING)])
         return draw(nothing | values(draw(shapes), wild))
     items = [draw(values((draw(lengths),), wild)) for _ in range(draw(counts))]
+    if items and draw(st.booleans()):
+        items[0] = draw(st.sampled_from([short_file(), str(short_file()), SQUARE.tolist()]))
     return items if way == "list" else tuple(items)
 
 
@@ -166,7 +195,7 @@ def test_clips(data: st.DataObject, wild: bool) -> None:
     assert frames.isfinite().all()
     assert frames.shape == (*mask.shape, model.cfg.d_model)
     if rate == 16_000:
-        counts = model.frame_lengths([max(clip.shape) for clip in ([inputs] if np.ndim(inputs[0]) == 0 else inputs)])
+        counts = model.frame_lengths([n_samples(clip) for clip in ([inputs] if model.prepare(inputs).single else inputs)])
         assert mask.shape == (len(counts), counts.max())
         assert torch.equal(mask.sum(1), counts) or (padding == "batch" and mask.all())
 
@@ -194,6 +223,55 @@ def test_frames(data: st.DataObject, wild: bool) -> None:
     inputs = (frames, inside) if data.draw(st.booleans()) else frames
     beside = data.draw(masks(batch, (pos,))) if wild else None
     runs(model, inputs, one_zero_attention_mask=beside, padding=data.draw(PADDINGS))
+
+
+WORDS = st.lists(st.lists(st.integers(0, 13), min_size=1, max_size=4), min_size=1, max_size=4)
+OPTIONS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (Wav2Vec2CTCTokenizer, {}),
+    (Wav2Vec2CTCTokenizer, {"do_lower_case": True}),
+    (Wav2Vec2CTCTokenizer, {"word_delimiter_token": None}),
+    (Wav2Vec2CTCTokenizer, {"unk_token": None}),
+    (Wav2Vec2PhonemeCTCTokenizer, {}),
+    (Wav2Vec2PhonemeCTCTokenizer, {"word_delimiter_token": "|", "unk_token": None}),
+)
+
+
+@given(st.data(), st.lists(st.text("ABCDEFGH", min_size=2, max_size=3), min_size=6, max_size=6, unique=True), WORDS)
+@FUZZ
+def test_transcripts(data: st.DataObject, longer: list[str], spoken: list[list[int]]) -> None:
+    model, (kind, options) = model_of(data.draw(DRAWN_MODELS)), data.draw(st.sampled_from(OPTIONS))
+    symbols = [*"ABCDEFGH", *longer]
+    with TemporaryDirectory() as folder:
+        specials = ["<pad>", *(["|"] if data.draw(st.booleans()) else [])]
+        tokenizer = tokenizer_of([*specials, *symbols], Path(folder), kind, **options)
+    model.processor = Wav2Vec2Processor(model.processor.feature_extractor, tokenizer)
+    phonemes = kind is Wav2Vec2PhonemeCTCTokenizer
+    words = [[symbols[number] for number in word] for word in spoken]
+    between = data.draw(st.sampled_from(["|", " | ", "\n|"] if phonemes else [" ", "  ", "|", "\n", " | "]))
+    transcript = between.join((" " if phonemes else "").join(word) for word in words)
+    if "do_lower_case" in options:
+        transcript = transcript.lower()
+    wave = data.draw(values((data.draw(st.integers(400, 800)),), wild=False))
+    unknown = data.draw(st.sampled_from(["", "", "", "é", "\udc80", "<pad>", "7"]))
+    try:
+        alignment = model.align(wave, transcript + unknown)
+    except EncoderLensError as error:
+        event(type(error).__name__)
+        refused = str(error)
+    else:
+        event("ran")
+        refused = ""
+    if refused:
+        assert unknown or "the transcript needs" in refused
+        return
+    assert not unknown
+    assert [word.text for word in alignment.words] == ["".join(word) for word in words]
+    spans = [span.frames for span in alignment.characters]
+    assert all(one.stop <= other.start for one, other in pairwise(spans))
+    characters = [span for span in alignment.characters if span.text != " "]
+    assert "".join(span.text for span in characters) == "".join(map("".join, words))
+    assert {word.frames.start for word in alignment.words} <= {span.frames.start for span in characters}
+    assert all(0 <= span.score <= 1 for span in (*alignment.characters, *alignment.words))
 
 
 @given(st.data())

@@ -688,6 +688,8 @@ def test_the_frames_of_any_span_are_those_with_their_middle_in_it(
         (-3.0, 0.0, "no frame has its middle in"),
         (float("nan"), 1.0, "start_s=nan; it is a number of seconds"),
         (0.0, float("inf"), "end_s=inf; it is a number of seconds"),
+        (0.0, 10**400, "end_s=10+; it is a number of seconds"),
+        (np.int64(-(2**63)), 1.0, r"start_s=.*; it is a number of seconds"),
     ],
 )
 def test_a_span_without_a_frame_is_refused(group: HookedAudioEncoder, start: float, end: float, message: str) -> None:
@@ -747,8 +749,8 @@ def wave_with(value: float) -> np.ndarray:
         (CLIP.astype(str), "the waveform is a ndarray of .* dtype <U"),
         ([0.1, 0.2, 0.3], "clip 0 has 3 samples at 16000 Hz; one frame needs 28"),
         ([0.1, 0, 0.3], "clip 0 is a float; a list of numbers is one waveform if all are floats: give an array of floating"),
-        ([100, 0, -7], "clip 0 is a int; a list of numbers is one waveform if all are floats"),
-        ([np.int16(100)] * 400, "clip 0 is a int16; a list of numbers is one waveform if all are floats"),
+        ([100, 0, -7], "clip 0 is an int; a list of numbers is one waveform if all are floats"),
+        ([np.int16(100)] * 400, "clip 0 is an int16; a list of numbers is one waveform if all are floats"),
         ([[[0.1] * 400]], "clip 0 is a list; give a tensor or an array"),
         ([CLIP, [7] * 400], "clip 1 is a list; give a tensor or an array"),
         ([CLIP, None], "clip 1 is a NoneType"),
@@ -1007,16 +1009,46 @@ def test_to_frames_refuses_hooks_that_it_does_not_reach(model: HookedAudioEncode
         model.to_frames(speech(CLUBS))
 
 
-def test_what_is_cached_is_not_the_callers_tensor() -> None:
+CHANGED_LATER: dict[str, Callable[[], Any]] = {
+    "tensor": lambda: torch.from_numpy(CLIP.copy()),
+    "array": CLIP.copy,
+    "batch": lambda: torch.from_numpy(np.stack([CLIP, CLIP[::-1]])),
+    "list": lambda: [torch.from_numpy(CLIP.copy()), OTHER.copy()],
+    "frames": lambda: torch.randn(1, N_FRAMES, 24),
+}
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long])
+@pytest.mark.parametrize("form", CHANGED_LATER)
+def test_what_the_caller_changes_later_changes_no_batch_and_no_cache(form: str, dtype: torch.dtype, normalizes: bool) -> None:
+    model, inputs = with_extractor(LAYER, do_normalize=normalizes), CHANGED_LATER[form]()
+    frame = torch.arange(N_FRAMES).repeat(2 if form in ("batch", "list") else 1, 1)
+    mask, masked = (frame < 50).to(dtype), (frame // 9 == 2).to(dtype)
+    prepared = model.prepare(inputs, mask, mask_time_indices=masked)
+    expected, (_, cache) = model(prepared), model.run_with_cache(inputs, mask, mask_time_indices=masked)
+    kept, frames = cache.mask.clone(), cache["embed"].clone()
+    for tensor in (*(inputs if form == "list" else [inputs]), mask, masked):
+        tensor[...] = 1 - tensor if tensor.dtype != torch.bool else ~tensor
+    assert torch.equal(model(prepared), expected)
+    assert torch.equal(cache.mask, kept)
+    assert torch.equal(cache["embed"], frames)
+
+
+def test_what_is_changed_in_a_cache_changes_no_batch() -> None:
     model = tiny_speech()
-    frames = model.to_frames(speech(CLUBS))[0].detach()
-    _, cache = model.run_with_cache(frames)
-    kept = cache["embed"].clone()
-    frames.zero_()
-    assert torch.equal(cache["embed"], kept)
+    batch = model.prepare(model.to_frames(CLIP)[0], torch.arange(N_FRAMES)[None] < 50)
+    unmasked = model.prepare(model.to_frames(CLIP)[0])
+    for prepared in (batch, unmasked):
+        expected, (_, cache) = model(prepared), model.run_with_cache(prepared)
+        for name in ("embed.hook_embed", "hook_full_embed"):
+            cache[name].zero_()
+        if cache.mask is not None:
+            cache.mask.logical_not_()
+        assert torch.equal(model(prepared), expected)
 
 
-@pytest.mark.parametrize("n_frames", [-1, "x", 1.5, True, None])
+@pytest.mark.parametrize("n_frames", [-1, "x", 1.5, True, None, 10**12, 10**400])
 def test_times_of_what_is_no_number_of_frames(n_frames: object) -> None:
     with pytest.raises(InputError, match="it is a number of frames"):
         tiny_speech().frame_times(n_frames)
@@ -1026,5 +1058,5 @@ def test_times_of_what_is_no_number_of_frames(n_frames: object) -> None:
     "wave", [torch.zeros(900).to_sparse(), torch.zeros(900, device="meta"), np.ma.masked_array(np.zeros(900), np.ones(900))]
 )
 def test_tensors_without_all_of_their_data(wave: object) -> None:
-    with pytest.raises(InputError, match=r"sparse|MaskedArray"):
+    with pytest.raises(InputError, match=r"sparse|meta|MaskedArray"):
         tiny_speech()(wave)

@@ -176,7 +176,7 @@ def test_an_unknown_direction(method, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: annotations are not checked
     point = HookPoint()
     arguments = (nothing, "sideways") if method == "add_hook" else ("sideways",)
-    with pytest.raises(HookNameError, match="'fwd' or 'bwd', not 'sideways'"):
+    with pytest.raises(HookNameError, match="dir='sideways' is unknown; it is 'fwd'"):
         getattr(point, method)(*arguments)
     assert not point.active
 

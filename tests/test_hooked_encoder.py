@@ -2,10 +2,14 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import EsmTokenizer
 
 from encoderlens import HookedEncoder
 from encoderlens.errors import ConfigError, InputError, TaskError, TokenizerMissingError
@@ -72,11 +76,11 @@ def test_token_ids_of_any_integer_dtype(bert: HookedEncoder) -> None:
         (torch.tensor([[-1, 3]]), {}, "run from -1 to 3"),
         (torch.zeros(1, 38, dtype=torch.long), {}, "38 positions, the model takes 37"),
         ([[1, 2]], {}, "input 0 is a list.*Token ids go in a tensor"),
-        ([1, 2], {}, "input 0 is a int"),
+        ([1, 2], {}, "input 0 is an int"),
         ([], {}, "list of texts is empty"),
         (("a", "b", "c"), {}, "input 0 is a tuple of 3"),
         (["a", ("b", "c")], {}, "mixes single texts and pairs"),
-        (7, {}, "input is a int; give token ids as a tensor"),
+        (7, {}, "input is an int; give token ids as a tensor"),
         ("a " * 40, {}, r"text 0 has 42 tokens, the model takes 37.*truncate=True"),
         (torch.zeros(1, 3, dtype=torch.long), {"token_type_ids": torch.tensor([[0, 1, 2]])}, "this model has 2 types"),
         (torch.zeros(1, 3, dtype=torch.long), {"token_type_ids": torch.zeros(1, 4)}, r"shape \[1, 4\], the input \[1, 3\]"),
@@ -273,6 +277,80 @@ def test_answers_of_a_batch_padded_on_the_left(classifiers: Any) -> None:
         assert model([pairs[0]], "predictions") == alone[:1]
     finally:
         model.tokenizer.padding_side = "right"
+
+
+@contextmanager
+def answering(model: HookedEncoder, start: int, end: int) -> Iterator[None]:
+    """Context in which the logits say, of every sequence, that its answer goes from one position to another."""
+
+    def answer(logits: torch.Tensor, hook: Any) -> torch.Tensor:
+        logits = torch.zeros_like(logits)
+        logits[:, start, 0] = logits[:, end, 1] = 9.0
+        return logits
+
+    with model.hooks([("qa_head.hook_out", answer)]):
+        yield
+
+
+def test_no_answer_comes_from_the_question(classifiers: Any) -> None:
+    model = classifiers["BertForQuestionAnswering"]
+    ran: list[str] = []
+    for blank in ("", "  "):
+        with (
+            model.hooks([("hook_full_embed", lambda tensor, hook: ran.append("it ran"))]),
+            pytest.raises(InputError, match=r"sequence 1 has no text that an answer could span: its second text, .* is empty"),
+        ):
+            model([("who walked?", "the doctor"), ("who walked?", blank)], "predictions")
+    assert not ran
+
+
+def test_what_the_tokenizer_does_not_know_can_be_in_an_answer(classifiers: Any) -> None:
+    """With the characters that were given, case and spaces included."""
+    model = classifiers["BertForQuestionAnswering"]
+    pair = ("who?", "The  \u06de WALKED home")
+    tokens = model.tokens_to_str(pair)
+    unknown = tokens.index("[UNK]")
+    with answering(model, unknown, unknown):
+        assert model(pair, "predictions") == "\u06de"
+    with answering(model, unknown - 1, unknown + 1):
+        assert model(pair, "predictions") == "The  \u06de WALKED"
+        assert model(model.to_tokens(pair)[0], "predictions", model.to_tokens(pair)[1]) == ["the [UNK] walked"]
+    question = ("\u06de?", "the doctor")
+    with answering(model, 1, 1):
+        assert model(question, "predictions") in question[1]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_an_answer_stands_where_it_stands_whatever_the_mask(classifiers: Any, side: str) -> None:
+    model = classifiers["BertForQuestionAnswering"]
+    pairs = [("who walked there?", "the doctor walked home"), ("who?", "no")]
+    model.tokenizer.padding_side = side
+    try:
+        tokens, _, mask = model.to_tokens(pairs)
+        mask[0, :4] = 0  # the caller's own: of the first question
+        at = model.tokens_to_str(tokens)[0].index("doctor")
+        with answering(model, at, at + 1):
+            assert model(pairs[:1], "predictions", None, mask[:1]) == ["doctor walked"]
+            assert model(pairs, "predictions", None, mask)[0] == "doctor walked"
+        hidden = mask.clone()
+        hidden[0, at:] = 0
+        with answering(model, at, at + 1):
+            assert model(pairs, "predictions", None, hidden)[0] == "the"
+    finally:
+        model.tokenizer.padding_side = "right"
+
+
+def test_answers_under_a_slow_tokenizer(classifiers: Any, tmp_path: Path) -> None:
+    """It keeps no offsets: token types say where the second text is, and the answer is what the tokens stand for."""
+    (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSE", "<mask>"]))
+    slow = EsmTokenizer(str(tmp_path / "vocab.txt"))
+    twin = classifiers["BertForQuestionAnswering"]
+    model = HookedEncoder.from_pretrained(hf_model=twin.to_hf(), tokenizer=slow, device="cpu")
+    types = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+    with answering(model, 5, 6):
+        assert model(("LA", "GVS"), "predictions", types).replace(" ", "") == "VS"
+    with pytest.raises(InputError, match="which tokens of sequence 0 are the second text is not known: EsmTokenizer"):
+        model(("LA", "GVS"), "predictions")
 
 
 def test_a_tokenizer_without_special_tokens(bert_twin: Any) -> None:

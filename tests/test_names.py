@@ -4,10 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoderlens.errors import HookNameError
+from encoderlens.errors import ConfigError, HookNameError, InputError
 from encoderlens.names import (
     act_name,
     block_of,
+    check_word,
     did_you_mean,
     head_label,
     in_block,
@@ -266,3 +267,30 @@ def test_to_numpy(value, expected):
 def test_what_stands_in_front_of_the_blocks_has_no_layer(name):
     with pytest.raises(HookNameError, match=f"'{name}' stands in front of the blocks"):
         act_name(name, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "embeddings",
+            "kind='embeddings' is unknown; it is one of 'logits', 'loss', 'embedding', None; did you mean 'embedding'",
+        ),
+        ("Loss", "'Loss' is unknown; .* did you mean 'loss'"),
+        ("xyzzy", "None$"),
+        (5, "kind=5 is unknown; it is one of 'logits'"),
+        (["loss"], r"kind=\['loss'\] is unknown"),
+        (np.array(["loss", "logits"]), r"kind=array"),
+        (torch.zeros(2), r"kind=tensor"),
+    ],
+)
+def test_what_is_none_of_a_set_of_words(value, message):
+    with pytest.raises(InputError, match=message):
+        check_word("kind", value, ("logits", "loss", "embedding", None))
+
+
+def test_one_of_a_set_of_words():
+    check_word("kind", None, ("logits", None))
+    check_word("kind", np.str_("logits"), ("logits", None))
+    with pytest.raises(ConfigError, match="reads='firts' is unknown; it is 'first' or 'mean'; did you mean 'first'"):
+        check_word("reads", "firts", ("first", "mean"), ConfigError)

@@ -613,7 +613,7 @@ def test_hooks_that_are_no_pairs(bert, unchecked, kwargs, message):
 def test_other_mistakes_are_named(bert, unchecked):
     with pytest.raises(InputError, match=r"dtype='float16'; give a floating-point torch\.dtype"):
         bert.run_with_cache(TOKENS, dtype="float16")
-    with pytest.raises(HookNameError, match="'fwd', 'bwd' or 'both', not 'sideways'"):
+    with pytest.raises(HookNameError, match="dir='sideways' is unknown; it is 'fwd', 'bwd' or 'both'"):
         bert.list_hooks(dir="sideways")
     with pytest.raises(InputError, match="labels are a tensor, not a list"):
         bert(TOKENS, "loss", labels=[[1, 2]])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from encoderlens import HookedEncoder
-from encoderlens.components.heads.sentence_embedding import POOLING_MODES
+from encoderlens.components.heads.sentence_embedding import POOLING_MODES, SentenceNormalize
 from encoderlens.config import SentenceEmbeddingPart, SentencePoolingPart
 from encoderlens.errors import (
     CheckpointNotFoundError,
@@ -27,8 +27,9 @@ from encoderlens.errors import (
     TokenizerMissingError,
     WeightsError,
 )
+from encoderlens.sequence import Sequence
 from tests.checkpoints import assert_same_tensors, edit_config, edit_tensors
-from tests.parity import assert_changed, assert_parity
+from tests.parity import assert_changed, assert_close, assert_parity
 from tests.sentences import LONG, TEXTS, edit_json, edit_modules, encoded, load, save_encoder, save_transformer
 from tests.tiny import tiny_batch, tiny_hf
 
@@ -152,6 +153,21 @@ def test_pooling_of_long_texts_in_half_precision(mode: str) -> None:
     assert_parity(half.double(), double, tolerance=2e-3)
 
 
+def test_the_mean_of_a_padded_text_in_half_precision() -> None:
+    """Where the sum over positions leaves the range of float16."""
+    sequence = Sequence(1, 8, torch.arange(8).expand(1, 8) < 7)
+    stream = torch.full((1, 8, 3), 20_000.0, dtype=torch.float16)
+    assert torch.equal(sequence.mean(stream), stream[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_vectors_of_any_length_are_normalised(dtype: torch.dtype) -> None:
+    """One of zeros stays so; the length of a long one may be no number of its dtype."""
+    vectors = torch.tensor([[0.0, 0, 0, 0], [3, 0, -4, 0], [50_000, 50_000, 50_000, 50_000], [1e-4, 0, 0, 0]], dtype=dtype)
+    expected = torch.tensor([[0.0, 0, 0, 0], [0.6, 0, -0.8, 0], [0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0]], dtype=dtype)
+    assert_close(SentenceNormalize()(vectors), expected)
+
+
 def test_weights_may_be_bin_files(usual: tuple[Any, Path], folder: Path) -> None:
     dense = folder / "2_Dense"
     torch.save(load_file(dense / "model.safetensors"), dense / "pytorch_model.bin")
@@ -209,13 +225,25 @@ def test_prompts(modules: Any, transformer: Path, tmp_path: Path) -> None:
     assert model.to_tokens("the doctor")[0].shape[1] == len(tokens)
     model.prompt = dict(model.cfg.sentence.prompts)["passage"]
     assert_parity(model(TEXTS).detach(), encoded(reference, prompt_name="passage"))
-    model.prompt = ""
-    assert_parity(model(TEXTS).detach(), encoded(reference, prompt=""))
+    for nothing in ("", None):
+        model.prompt = nothing
+        assert model.prompt == ""
+        assert_parity(model(TEXTS).detach(), encoded(reference, prompt=""))
     assert_changed(model(TEXTS), encoded(reference))  # the prompt makes a difference
 
 
 def test_a_model_without_a_prompt(usual: tuple[Any, Path], bert: HookedEncoder) -> None:
     assert load(usual[1]).prompt == bert.prompt == ""
+
+
+@pytest.mark.parametrize("prompt", [5, ["query: "], b"query: ", torch.zeros(1)])
+def test_a_prompt_that_is_no_text_is_refused(prompt: Any, bert: HookedEncoder, unchecked: None) -> None:
+    with pytest.raises(InputError, match=r"prompt is an? .*; it is text to stand in front of every text, or None"):
+        bert.prompt = prompt
+    assert bert.prompt == ""
+    part = SentenceEmbeddingPart(SentencePoolingPart(), prompt=prompt)
+    with pytest.raises(ConfigError, match=r"a prompt is .*; it is text"):
+        part.check()
 
 
 def make_cased(folder: Path) -> None:
@@ -479,7 +507,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "unknown pooling mode": (
         with_values(POOLING, pooling_mode="median"),
         ConfigError,
-        r"1_Pooling/config\.json: pooling mode 'median' is not implemented; cls, max, mean",
+        r"1_Pooling/config\.json: pooling mode 'median' is not implemented; cls, max, mean, .* are; did you mean 'mean'",
     ),
     "pooling without the prompt": (
         lambda folder: [edit_json(folder / POOLING, include_prompt=False), edit_json(folder / SETTINGS, prompts={"q": "q: "})],
@@ -490,6 +518,22 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         with_values(SETTINGS, default_prompt_name="answer"),
         ConfigError,
         rf"{SETTINGS}: default_prompt_name='answer' is none of its prompts: ",
+    ),
+    "prompts without names": (
+        with_values(SETTINGS, prompts=["query: "]),
+        ConfigError,
+        r"prompts=.* is no object of texts",
+    ),
+    "a prompt that is no text": (
+        with_values(SETTINGS, prompts={"q": 5}),
+        ConfigError,
+        rf"{SETTINGS}: prompts=.* is no object",
+    ),
+    "half a character": (with_values(SETTINGS, prompts={"q": "\ud800"}), ConfigError, rf"{SETTINGS}: the prompt 'q' has half"),
+    "a default that is no name": (
+        with_values(SETTINGS, default_prompt_name=3),
+        ConfigError,
+        "default_prompt_name=3; it is",
     ),
     "cut embeddings": (with_values(SETTINGS, truncate_dim=8), ConfigError, rf"{SETTINGS}: truncate_dim=8 is not implemented"),
     "other ways of calling the tokenizer": (

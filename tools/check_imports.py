@@ -11,8 +11,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "src" / "encoderlens"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "shapes", "names", "slices", "precision", "devices", "memory", "fingerprint"),
-    ("sequence", "batch", "run_state", "hook_points", "hooked_root_module", "factored_matrix", "config", "config_from_dict"),
+    ("errors", "shapes", "names", "given", "slices", "precision", "devices", "memory", "fingerprint"),
+    ("sequence", "batch", "tokenizing", "alignment", "run_state", "hook_points", "hooked_root_module", "factored_matrix")
+    + ("config", "config_from_dict"),
     ("components",),
     ("state_dicts", "tensor_source", "weights", "families", "sentence_folder", "loading", "text_input", "audio"),
     ("weight_stacks", "encoder", "linearised", "carried_rows", "cached_run", "activation_cache", "conversion")

@@ -13,9 +13,10 @@ from encoderlens.carried_rows import CarriedRows, check_size
 from encoderlens.components.heads import Head, LinearHead
 from encoderlens.components.residual import Norm, Passage, Step, WriteOfParts
 from encoderlens.errors import AnalysisError, InputError
+from encoderlens.given import as_indices, as_tensor, dtype_name, is_whole
 from encoderlens.hook_points import HookPoint
 from encoderlens.linearised import Carry, require_eval
-from encoderlens.names import stream_label
+from encoderlens.names import check_word, stream_label
 from encoderlens.sequence import Sequence
 from encoderlens.slices import Slice
 
@@ -113,8 +114,7 @@ class ActivationCache(CachedRun):
             ``"0_ln1_b"``, ….
         """
         parts = {"all": None, "attn": "H", "mlp": "N"}
-        if mode not in parts:
-            raise InputError(f"mode={mode!r} is unknown; it is 'all', 'attn' or 'mlp'")
+        check_word("mode", mode, ("all", "attn", "mlp"))
         rows = self._rows(layer, mlp_input, apply_ln, pos_slice)
         blocks = [
             block
@@ -177,7 +177,7 @@ class ActivationCache(CachedRun):
             InputError: for a layer that is not there, or if that is larger than ``max_stack_bytes``.
         """
         n_layers, onto = self.model.cfg.n_layers, self._directions(project_output_onto)
-        if not isinstance(layer, int) or isinstance(layer, bool) or not -n_layers <= layer < n_layers:
+        if not is_whole(layer) or not -n_layers <= layer < n_layers:
             raise InputError(f"layer={layer!r}; the layers are 0 to {n_layers - 1}, negative ones count from the last")
         mlp, window = self.model.blocks[layer].mlp, as_slice(neuron_slice)
         self._check_weights_of([mlp.out_layer])
@@ -385,20 +385,21 @@ class ActivationCache(CachedRun):
 
     def _targets(self, head: Head, tokens: Any, shape: torch.Size) -> Int[Tensor, "batch *pos"]:
         model = self.model
-        tokens = _as_tensor(tokens) if isinstance(tokens, list | tuple | np.ndarray) else tokens
-        if not isinstance(tokens, Tensor) or tokens.ndim == 0:
-            single = tokens.item() if isinstance(tokens, Tensor) else tokens
-            return torch.full(shape, head.output_index(single, model.tokenizer), device=model.cfg.device)
-        rows = tokens if self.has_batch_dim or tokens.ndim == len(shape) else tokens.unsqueeze(0)
-        fits = rows.shape == shape[: rows.ndim]
-        if not fits or tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise InputError(
-                f"tokens are {str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}; they are whole numbers for every "
-                f"sequence {list(shape[:1])}{f' or every position {list(shape)}' if shape[1:] else ''} of the cache"
-            )
-        for extreme in torch.aminmax(tokens):
+        if isinstance(tokens, Tensor | np.ndarray) and tokens.ndim == 0:
+            tokens = as_tensor(tokens, "the target").item()
+        if not isinstance(tokens, list | tuple | Tensor | np.ndarray):
+            return torch.full(shape, head.output_index(tokens, model.tokenizer), device=model.cfg.device)
+        of_positions = f" or every position {list(shape)}" if shape[1:] else ""
+        needed = f"they are whole numbers for every sequence {list(shape[:1])}{of_positions} of the cache"
+        listed = isinstance(tokens, list | tuple)
+        found = "a list of words or fractions, or of lists of different lengths" if listed else _kind(tokens)
+        ids = as_indices(tokens, "tokens", f"tokens are {found}; {needed}")
+        rows = ids if self.has_batch_dim or ids.ndim == len(shape) else ids.unsqueeze(0)
+        if rows.shape != shape[: rows.ndim]:
+            raise InputError(f"tokens are {_kind(ids)}; {needed}")
+        for extreme in torch.aminmax(ids):
             head.output_index(int(extreme), model.tokenizer)
-        return rows.reshape(*rows.shape, *(1,) * (len(shape) - rows.ndim)).expand(shape).to(model.cfg.device).long()
+        return rows.reshape(*rows.shape, *(1,) * (len(shape) - rows.ndim)).expand(shape).to(model.cfg.device)
 
     # How the methods above see the cache
 
@@ -408,11 +409,11 @@ class ActivationCache(CachedRun):
             if mlp_input:
                 raise InputError(f"mlp_input=True is for a layer from 0 to {n_layers - 1}: the final stream is read by no MLP")
             return n_layers
-        if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < n_layers:
+        if not is_whole(layer) or not 0 <= layer < n_layers:
             raise InputError(
                 f"layer={layer!r}; layers run from 0 to {n_layers}, where {n_layers}, -1 and None are the final stream"
             )
-        return layer
+        return int(layer)
 
     def _rows(
         self,
@@ -512,14 +513,8 @@ class ActivationCache(CachedRun):
         return sequences.apply(rows) if self.has_batch_dim else rows[0]
 
 
-def _as_tensor(tokens: Any) -> Tensor:
-    try:
-        return torch.as_tensor(tokens)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(
-            "tokens are a list with words in it, or of lists of different lengths; give one token for all, or whole numbers "
-            "[batch] or [batch pos]"
-        ) from error
+def _kind(tokens: Tensor | np.ndarray) -> str:
+    return f"{dtype_name(tokens)} {list(tokens.shape)}"
 
 
 def _check_stack(stack: Any) -> None:

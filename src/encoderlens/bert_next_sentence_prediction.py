@@ -34,10 +34,10 @@ class BertNextSentencePrediction:
         self,
         input: Any,
         return_type: ReturnType | None = "logits",
-        token_type_ids: Int[Tensor, "batch pos"] | None = None,
-        one_zero_attention_mask: Tensor | None = None,
+        token_type_ids: Any = None,
+        one_zero_attention_mask: Any = None,
         *,
-        labels: Int[Tensor, " batch"] | None = None,
+        labels: Any = None,
     ) -> Any:
         """Logits [batch 2], a verdict (``return_type="predictions"``), the loss, or None: ``model.next_sentence``."""
         return self.model.next_sentence(_pair(input), return_type, token_type_ids, one_zero_attention_mask, labels=labels)
@@ -52,7 +52,7 @@ class BertNextSentencePrediction:
         self,
         input: Any,
         return_type: ReturnType | None = "logits",
-        token_type_ids: Tensor | None = None,
+        token_type_ids: Any = None,
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
@@ -66,7 +66,7 @@ class BertNextSentencePrediction:
         self,
         input: Any,
         return_type: ReturnType | None = "logits",
-        token_type_ids: Tensor | None = None,
+        token_type_ids: Any = None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:

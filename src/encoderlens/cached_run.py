@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from encoderlens.devices import device_named
 from encoderlens.errors import AnalysisError, HookNameError, InputError
 from encoderlens.fingerprint import WeightsOfRun, fingerprint
+from encoderlens.given import is_whole
 from encoderlens.names import act_name, did_you_mean
 from encoderlens.slices import Slice, SliceInput
 
@@ -92,8 +93,8 @@ class CachedRun(Mapping[str, Tensor]):
         if not isinstance(key, tuple) or not 1 <= len(key) <= 3 or not isinstance(key[0], str):
             raise HookNameError(f"a cache's key is a hook name, or a tuple (short name, layer, norm), not {key!r}")
         name, *rest = key
-        if rest and isinstance(rest[0], int) and rest[0] < 0:
-            rest[0] += self.model.cfg.n_layers
+        if rest and is_whole(rest[0]) and rest[0] < 0:
+            rest[0] = int(rest[0]) + self.model.cfg.n_layers
         return act_name(name, *rest)
 
     def __getitem__(self, key: Any) -> Tensor:

@@ -15,6 +15,7 @@ from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
 from encoderlens.families.family import Family
+from encoderlens.given import is_whole
 from encoderlens.sentence_folder import sentence_rows
 from encoderlens.tensor_source import MemorySource
 
@@ -40,9 +41,9 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
     if n_ctx is None:
         return encoder
     unbounded = isinstance(encoder.positions, AttentionPositionsPart)  # no table that could be too short
-    if not isinstance(n_ctx, int) or encoder.n_ctx is None or n_ctx < 1 or (n_ctx > encoder.n_ctx and not unbounded):
+    if not is_whole(n_ctx) or encoder.n_ctx is None or n_ctx < 1 or (n_ctx > encoder.n_ctx and not unbounded):
         raise ConfigError(f"n_ctx={n_ctx!r}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
-    return replace(encoder, positions=replace(encoder.positions, n_ctx=n_ctx))
+    return replace(encoder, positions=replace(encoder.positions, n_ctx=int(n_ctx)))
 
 
 def fill(model: Encoder, checkpoint: loading.Checkpoint, crop: bool = False) -> None:
@@ -245,10 +246,7 @@ def _hf_config(model: Encoder, encoder: EncoderConfig) -> Any:
     family = REGISTRY[encoder.family]
     values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
     values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
-    config = loading.hf_config(family.model_type, values)
-    if encoder.d_vocab is not None and (config.pad_token_id or 0) >= encoder.d_vocab:
-        config.pad_token_id = None  # the default of the family's class, outside a small vocabulary
-    return config
+    return loading.hf_config(family.model_type, values)
 
 
 def _axis_sizes(encoder: EncoderConfig) -> dict[str, int]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, Optional, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -17,15 +18,18 @@ from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
 from encoderlens.components.effective import REMEDY, effective_weights
+from encoderlens.components.heads import owned_labels
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
+from encoderlens.config.fields import Seed, check_value, frozen
 from encoderlens.devices import check_move, device_named
-from encoderlens.errors import ConfigError, InputError, TaskError, WeightsError
+from encoderlens.errors import InputError, TaskError, WeightsError
+from encoderlens.given import Whole, as_tensor, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
-from encoderlens.names import block_of, did_you_mean
+from encoderlens.names import block_of, check_word, did_you_mean
 from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
@@ -160,8 +164,8 @@ class Encoder(WeightStacks, ABC):
             ConfigError: for a seed that is no whole number.
             WeightsError: for weights that are made of others.
         """
-        if not isinstance(seed, int | None):
-            raise ConfigError(f"seed is {seed!r}; it must be a whole number")
+        seed = frozen(seed)
+        check_value("seed", seed, Optional[Seed])
         computed = effective_weights(self)
         if computed:
             raise WeightsError(
@@ -223,7 +227,7 @@ class Encoder(WeightStacks, ABC):
             self._task = task
 
     def _check_task(self, task: str | None) -> None:
-        if task is not None and task not in self.heads:
+        if task is not None and not (isinstance(task, str) and task in self.heads):
             raise TaskError(f"the model has no {task!r} head; its heads: {self.head_names()}{did_you_mean(task, self.heads)}")
 
     def head_names(self) -> str:
@@ -272,8 +276,8 @@ class Encoder(WeightStacks, ABC):
     def plan(
         self,
         return_type: Any = ...,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
+        start_at_layer: Whole | None = None,
+        stop_at_layer: Whole | None = None,
         front: tuple[str, ...] | None = None,
         after: tuple[str, ...] = (),
     ) -> RunPlan:
@@ -309,12 +313,10 @@ class Encoder(WeightStacks, ABC):
             return self.sentence_embedding
         return self.heads[self.task] if returns in ("logits", "predictions", "loss") and self.task else None
 
-    def _returns(self, return_type: Any, stop_at_layer: int | None) -> ReturnType | None:
+    def _returns(self, return_type: Any, stop_at_layer: Whole | None) -> ReturnType | None:
         if return_type is ...:
             return self._default_return_type(stop_at_layer)
-        if return_type not in RETURN_TYPES:
-            known = ", ".join(map(repr, RETURN_TYPES))
-            raise InputError(f"return_type={return_type!r} is unknown; it is one of {known}")
+        check_word("return_type", return_type, RETURN_TYPES)
         if return_type not in ("hidden", None):
             if stop_at_layer is not None:
                 raise InputError(f"return_type={return_type!r} needs the last layer; with stop_at_layer take 'hidden' or None")
@@ -327,18 +329,18 @@ class Encoder(WeightStacks, ABC):
                 raise TaskError(f"return_type={return_type!r} needs a head, and this model has none; take 'hidden'")
         return cast("ReturnType | None", return_type)
 
-    def _default_return_type(self, stop_at_layer: int | None) -> ReturnType:
+    def _default_return_type(self, stop_at_layer: Whole | None) -> ReturnType:
         if stop_at_layer is not None:
             return "hidden"
         if self.task is not None:
             return "logits"
         return "hidden" if self.sentence_embedding is None else "embedding"
 
-    def _layer_index(self, layer: int, name: str) -> int:
+    def _layer_index(self, layer: Any, name: str) -> int:
         n_layers = self.cfg.n_layers
-        if not isinstance(layer, int) or isinstance(layer, bool) or not -n_layers <= layer <= n_layers:
+        if not is_whole(layer) or not -n_layers <= layer <= n_layers:
             raise InputError(f"{name}={layer!r}; layers run from 0 to {n_layers}, negative ones count from the end")
-        return layer % n_layers if layer < 0 else layer
+        return int(layer) % n_layers if layer < 0 else int(layer)
 
     def _shortened(self, plan: RunPlan) -> RunPlan:
         """With nothing to return, stop after the last block that has a hook, unless gradients flow back through all."""
@@ -357,7 +359,7 @@ class Encoder(WeightStacks, ABC):
         plan: RunPlan,
         batch: Batch,
         first: Callable[[], Resid],
-        labels: Tensor | None = None,
+        labels: Any = None,
         at: Int[Tensor, "batch k"] | None = None,
     ) -> Any:
         """One run: the blocks from the stream that ``first`` makes, then the head, at some positions or all.
@@ -374,6 +376,7 @@ class Encoder(WeightStacks, ABC):
                 cache that would not fit into memory.
         """
         readout, head = plan.head, plan.head if isinstance(plan.head, Head) else None
+        labels = None if labels is None else owned_labels(labels)
         if head is not None and labels is not None:
             head.check_labels(labels, batch.sequence)
         if head is not None and plan.returns == "predictions":
@@ -454,8 +457,6 @@ class Encoder(WeightStacks, ABC):
         if (labels is not None) != (plan.returns == "loss"):
             found = "no labels" if labels is None else "labels"
             raise InputError(f"return_type={plan.returns!r} with {found}; labels and return_type='loss' go together")
-        if not isinstance(labels, Tensor | None):
-            raise InputError(f"labels are a tensor, not a {type(labels).__name__}")
         if logits_at is not None and not (plan.returns == "logits" and plan.head and plan.head.per_position):
             raise InputError("logits_at chooses positions of return_type='logits' of a head that has logits for every position")
 
@@ -465,6 +466,7 @@ class Encoder(WeightStacks, ABC):
         Raises:
             InputError: for anything else.
         """
+        resid = as_tensor(resid, "the residual stream") if isinstance(resid, Tensor | np.ndarray) else resid
         if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
             found = list(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
             raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")

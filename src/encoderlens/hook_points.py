@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from encoderlens.errors import GradientError, HookNameError, HookResultError
-from encoderlens.names import block_of
+from encoderlens.names import block_of, check_word
 from encoderlens.run_state import EVERYWHERE, Direction, RunState, Scope
 from encoderlens.slices import Slice
 
@@ -311,8 +311,7 @@ class HookPoint(nn.Module):
         return layer
 
     def _handles(self, dir: Direction) -> list[LensHandle]:
-        if dir not in ("fwd", "bwd"):
-            raise HookNameError(f"a hook's direction is 'fwd' or 'bwd', not {dir!r}")
+        check_word("dir", dir, ("fwd", "bwd"), HookNameError)
         return self.fwd_hooks if dir == "fwd" else self.bwd_hooks
 
     def __getstate__(self) -> dict[str, Any]:  # copies of a model carry no hooks
@@ -339,6 +338,7 @@ def _discard(handles: list[LensHandle], handle: LensHandle) -> None:
 
 
 def _directions(dir: Direction | Literal["both"]) -> tuple[Direction, ...]:
+    check_word("dir", dir, ("fwd", "bwd", "both"), HookNameError)
     return ("fwd", "bwd") if dir == "both" else (dir,)
 
 

@@ -1,12 +1,11 @@
 """HookedAudioEncoder: a HuBERT-style speech encoder with a hook point on every activation that matters."""
 
 from dataclasses import replace
-from math import isfinite
 from numbers import Real
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,14 +23,18 @@ from encoderlens.audio.processor import (
 from encoderlens.audio.reader import AudioReader, are_frames
 from encoderlens.audio.transcripts import target_of
 from encoderlens.batch import Batch
-from encoderlens.components import CTCHead
+from encoderlens.components.heads import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
+from encoderlens.given import Whole, as_indices, is_whole
 from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
+
+MOST_FRAMES = 10**8  # what is beyond is no number of frames of a clip
+LONGEST = 1e9  # in seconds
 
 
 class HookedAudioEncoder(PretrainedEncoder):
@@ -201,7 +204,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError: for anything but a whole number.
         """
-        if not isinstance(n_frames, int | np.integer) or isinstance(n_frames, bool) or n_frames < 0:
+        if not is_whole(n_frames) or not 0 <= n_frames <= MOST_FRAMES:
             raise InputError(f"n_frames={n_frames!r}; it is a number of frames")
         return self.timing.times(int(n_frames))
 
@@ -212,7 +215,8 @@ class HookedAudioEncoder(PretrainedEncoder):
             InputError: for a span that ends before it starts, or in which no frame has its middle.
         """
         for name, seconds in (("start_s", start_s), ("end_s", end_s)):
-            if not isinstance(seconds, Real) or isinstance(seconds, bool) or not isfinite(seconds):
+            number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+            if not number or not -LONGEST <= cast(float, seconds) <= LONGEST:
                 raise InputError(f"{name}={seconds!r}; it is a number of seconds")
         frames = self.timing.frames(float(start_s), float(end_s))
         if not frames:
@@ -230,12 +234,10 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError: for anything else.
         """
-        try:
-            counts = torch.atleast_1d(torch.as_tensor(n_samples))
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"n_samples={n_samples!r}; give whole numbers of samples") from None
-        if counts.ndim != 1 or counts.is_floating_point() or counts.dtype == torch.bool or bool((counts < 0).any()):
-            raise InputError(f"n_samples={n_samples!r}; give whole numbers of samples")
+        wrong = f"n_samples={short_repr(n_samples)}; give whole numbers of samples"
+        counts = torch.atleast_1d(as_indices(n_samples, "n_samples", wrong))
+        if counts.ndim != 1 or bool((counts < 0).any()):
+            raise InputError(wrong)
         return torch.tensor([self.frontend_part.n_frames(count) for count in counts.tolist()], dtype=torch.int64)
 
     def position_times(self, n_positions: int) -> Float[Tensor, " pos"]:
@@ -287,11 +289,11 @@ class HookedAudioEncoder(PretrainedEncoder):
         *,
         return_type: Any = "hidden",
         use_proj: bool = False,
-        labels: Tensor | None = None,
+        labels: Any = None,
         padding: Any = "batch",
         logits_at: Any = None,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
+        start_at_layer: Whole | None = None,
+        stop_at_layer: Whole | None = None,
         mask_time_indices: Any = None,
     ) -> Any:
         """Run the model.
@@ -347,7 +349,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         def first_stream() -> Resid:
             if not plan.embeds:
                 return self.check_stream(inputs)
-            frames = self._frames(batch) if batch.frames is None else batch.frames
+            frames = self._frames(batch) if batch.frames is None else batch.frames.clone()  # a cache keeps what is its own
             return self.hook_full_embed(self.embed(frames, batch.masked, batch.sequence))
 
         return self.run(plan, batch, first_stream, labels, chosen)

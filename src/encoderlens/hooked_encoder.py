@@ -3,22 +3,25 @@
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from encoderlens import conversion, loading
+from encoderlens.alignment import Alignment
 from encoderlens.components.heads import MaskedLMHead
 from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest, request_from_dict
 from encoderlens.encoder import ReturnType
 from encoderlens.errors import InputError, TaskError, WeightsError
+from encoderlens.given import Whole, as_tensor, check_text, described
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import Sequence, check_positions
 from encoderlens.shapes import Resid
 from encoderlens.text_input import (
-    Alignment,
     TextBatch,
+    TextFit,
     TextInput,
     align,
     as_texts,
@@ -33,7 +36,7 @@ from encoderlens.text_input import (
     warn_of_cuts,
 )
 
-Positions = int | list | Tensor
+Positions = Whole | list | Tensor | np.ndarray
 
 
 class HookedEncoder(PretrainedEncoder):
@@ -46,10 +49,6 @@ class HookedEncoder(PretrainedEncoder):
         move_to_device: False keeps the model on the CPU, whatever device is asked for.
         device, dtype: of the parameters; by default the GPU if there is one, and float32.
         init_weights: False leaves the parameters unfilled.
-
-    Attributes:
-        prompt: stands in front of every single text; empty unless a sentence encoder has one. ``cfg.sentence.prompts`` holds
-            those that it was trained with.
 
     Raises:
         ConfigError: for a configuration that is incomplete, or asks for something that is not implemented.
@@ -72,6 +71,23 @@ class HookedEncoder(PretrainedEncoder):
             tokenizer = loading.tokenizer_named(request.tokenizer_name)
         self.tokenizer = tokenizer
         self.prompt = "" if request.encoder.sentence is None else request.encoder.sentence.prompt
+
+    @property
+    def prompt(self) -> str:
+        """What stands in front of every single text; empty unless a sentence encoder has one. ``cfg.sentence.prompts`` holds
+        those that it was trained with. Another one can be assigned, and None for none.
+
+        Raises:
+            InputError: for anything but text.
+        """
+        return self._prompt
+
+    @prompt.setter
+    def prompt(self, prompt: str | None) -> None:
+        if not isinstance(prompt, str | None):
+            raise InputError(f"prompt is {described(prompt)}; it is text to stand in front of every text, or None")
+        check_text(prompt or "", "the prompt")
+        self._prompt = prompt or ""
 
     @property
     def tokenizer(self) -> Any:
@@ -99,7 +115,7 @@ class HookedEncoder(PretrainedEncoder):
         task: str | None = None,
         revision: str | None = None,
         torch_dtype: torch.dtype | None = None,
-        n_ctx: int | None = None,
+        n_ctx: Whole | None = None,
     ) -> "HookedEncoder":
         """Load a checkpoint, in eval mode, with every known head whose weights it holds.
 
@@ -164,7 +180,8 @@ class HookedEncoder(PretrainedEncoder):
     def to_tokens(
         self, input: TextInput, move_to_device: bool = True, truncate: bool = True
     ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-        """Tokens, token types and one-zero mask [batch pos] of a text, a pair ``(a, b)``, or a list of either.
+        """Tokens, token types and one-zero mask [batch pos] of a text, a pair ``(a, b)``, or a list of either. Threads that
+        share a tokenizer take turns.
 
         Args:
             move_to_device: put them on the model's device.
@@ -172,20 +189,21 @@ class HookedEncoder(PretrainedEncoder):
         """
         texts, _ = as_texts(input)
         tokenizer = require_tokenizer(self.tokenizer, "text input")
-        tensors = encode(tokenizer, [self._prompted(text) for text in texts], self.max_tokens, truncate)
-        tokens, types, mask = (tensor.to(self.cfg.device) if move_to_device else tensor for tensor in tensors)
-        return tokens, types, mask
+        made = encode(tokenizer, [self._prompted(text) for text in texts], self.max_tokens, truncate)
+        device = self.cfg.device if move_to_device else made.tokens.device
+        return made.tokens.to(device), made.types.to(device), made.mask.to(device)
 
     def tokens_to_str(self, input: Any) -> Any:
         """Each token as a string: a list for a text, pair or [pos] ids; a list of lists for many or [batch pos] ids."""
         tokenizer = require_tokenizer(self.tokenizer, "tokens_to_str")
-        if not isinstance(input, Tensor):
+        if not isinstance(input, Tensor | np.ndarray):
             texts, single = as_texts(input)
             strings = [tokenizer.convert_ids_to_tokens(self.to_tokens(text)[0][0].tolist()) for text in texts]
             return strings[0] if single else strings
-        rows = check_tokens(input, self.cfg.d_vocab, max(self.cfg.n_ctx, *input.shape, 1))
+        given = as_tensor(input, "the input")
+        rows = check_tokens(given, self.cfg.d_vocab, max(self.cfg.n_ctx, *given.shape, 1))
         strings = [tokenizer.convert_ids_to_tokens(row) for row in rows.tolist()]
-        return strings if input.ndim == 2 else strings[0]
+        return strings if given.ndim == 2 else strings[0]
 
     def align(self, text: Any) -> Alignment:
         """Tokens, words and character spans of a text or pair, set against each other; with any prompt in front of the text,
@@ -199,48 +217,50 @@ class HookedEncoder(PretrainedEncoder):
 
     # Running
 
-    def prepare(
-        self, input: Any, token_type_ids: Tensor | None = None, one_zero_attention_mask: Tensor | None = None
-    ) -> TextBatch:
-        """One checked batch on the model's device, which ``forward`` takes in place of the three arguments.
+    def prepare(self, input: Any, token_type_ids: Any = None, one_zero_attention_mask: Any = None) -> TextBatch:
+        """One checked batch on the model's device, which ``forward`` takes in place of the three arguments. It holds copies,
+        and it follows the model to another device.
 
         Raises:
-            InputError, TokenizerMissingError: for what the model cannot read.
+            InputError, TokenizerMissingError: for what the model cannot read, or what another model prepared.
         """
-        types, mask, texts = token_type_ids, one_zero_attention_mask, None
+        types, mask, texts, encodings = token_type_ids, one_zero_attention_mask, None, None
+        fit = TextFit.of(self.cfg.encoder)
         if isinstance(input, TextBatch):
             if types is not None or mask is not None:
                 raise InputError("a prepared batch has its token types and its mask; give them to prepare()")
-            return input
+            input.check_fit(fit)
+            return input.at(self.cfg.device)
         if is_text(input):
             given, single = as_texts(input)
             tokenizer, texts = require_tokenizer(self.tokenizer, "text input"), [self._prompted(text) for text in given]
             cuts = self.sentence_embedding is not None
-            tokens, own_types, own_mask = encode(tokenizer, texts, self.max_tokens, truncate=cuts)
+            made = encode(tokenizer, texts, self.max_tokens, truncate=cuts)
             if cuts:
-                warn_of_cuts(tokenizer, texts, own_mask, self.max_tokens)
-            types = own_types if types is None and self.cfg.n_token_types else types
-            mask = own_mask if mask is None else mask
+                warn_of_cuts(tokenizer, texts, made.mask, self.max_tokens)
+            tokens, encodings = made.tokens, made.encodings
+            types = made.types if types is None and self.cfg.n_token_types else types
+            mask = made.mask if mask is None else mask
         else:
-            single, tokens = isinstance(input, Tensor) and input.ndim == 1, input
+            single, tokens = isinstance(input, Tensor | np.ndarray) and input.ndim == 1, input
         tokens = check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_ctx)
         types = check_token_types(types, tokens.shape, self.cfg.n_token_types)
         sequence = self._sequence(check_mask(mask, tokens.shape), *tokens.shape)
         device = self.cfg.device
         types = None if types is None else types.to(device)
-        return TextBatch(tokens.to(device), types, sequence, single, texts, self.tokenizer)
+        return TextBatch(tokens.to(device), types, sequence, single, texts, encodings, self.tokenizer, fit)
 
     def forward(
         self,
         input: Any,
         return_type: Any = ...,
-        token_type_ids: Tensor | None = None,
-        one_zero_attention_mask: Tensor | None = None,
+        token_type_ids: Any = None,
+        one_zero_attention_mask: Any = None,
         *,
-        labels: Tensor | None = None,
+        labels: Any = None,
         logits_at: Positions | None = None,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
+        start_at_layer: Whole | None = None,
+        stop_at_layer: Whole | None = None,
     ) -> Any:
         """Run the model.
 
@@ -253,7 +273,9 @@ class HookedEncoder(PretrainedEncoder):
                 ``labels``; "embedding", a sentence encoder's vector of each text [batch d_sentence]; None, to run no head and
                 return nothing. Left out: "logits" if there is a head, else "embedding" of a sentence encoder, else "hidden".
             token_type_ids: segments [batch pos], 0 everywhere by default (from the tokenizer for text).
-            one_zero_attention_mask: 1 or True at real positions [batch pos]; by default all (from the tokenizer for text).
+            one_zero_attention_mask: 1 or True at real positions [batch pos]; by default all (from the tokenizer for text). With
+                padding in front, as in Hugging Face, a model with a plain table of positions ("absolute" in the README) counts
+                it, so that a text's numbers depend on its batch; and heads that read [CLS] read the first position.
             labels: for "loss": class ids in the shape of the head's logits without the last axis (question answering: first
                 and last position [batch 2]); -100 is left out of the mean.
             logits_at: unembed only these positions: an int, a list of ints, or a tensor [k] or [batch k].
@@ -280,9 +302,9 @@ class HookedEncoder(PretrainedEncoder):
 
     def encoder_output(
         self,
-        tokens: Int[Tensor, "batch pos"],
-        token_type_ids: Int[Tensor, "batch pos"] | None = None,
-        one_zero_attention_mask: Tensor | None = None,
+        tokens: Any,
+        token_type_ids: Any = None,
+        one_zero_attention_mask: Any = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """The final residual stream: ``forward`` with ``return_type="hidden"``."""
         return self(tokens, "hidden", token_type_ids, one_zero_attention_mask)
@@ -291,10 +313,10 @@ class HookedEncoder(PretrainedEncoder):
         self,
         input: Any,
         return_type: ReturnType | None = "logits",
-        token_type_ids: Int[Tensor, "batch pos"] | None = None,
-        one_zero_attention_mask: Tensor | None = None,
+        token_type_ids: Any = None,
+        one_zero_attention_mask: Any = None,
         *,
-        labels: Tensor | None = None,
+        labels: Any = None,
     ) -> Any:
         """Next-sentence prediction: logits [batch 2] (it follows; it does not), verdicts, or the loss.
 
@@ -307,7 +329,7 @@ class HookedEncoder(PretrainedEncoder):
             return self(input, return_type, token_type_ids, one_zero_attention_mask, labels=labels)
 
     def contacts(
-        self, input: Any, token_type_ids: Tensor | None = None, one_zero_attention_mask: Tensor | None = None
+        self, input: Any, token_type_ids: Any = None, one_zero_attention_mask: Any = None
     ) -> Float[Tensor, "batch residue residue"]:
         """The probability that two residues of a protein touch, from the attention of all layers (Rao et al. 2021).
 
@@ -333,12 +355,12 @@ class HookedEncoder(PretrainedEncoder):
     def _embedded(self, batch: TextBatch) -> Resid:
         return self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
 
-    def _of_stream(self, input: Any, token_type_ids: Tensor | None, mask: Tensor | None) -> TextBatch:
+    def _of_stream(self, input: Any, token_type_ids: Any, mask: Any) -> TextBatch:
         batch, pos, _ = self.check_stream(input).shape
         if token_type_ids is not None:
             raise InputError("token_type_ids belong to the embeddings, which start_at_layer skips")
         sequence = self._sequence(check_mask(mask, (batch, pos)), batch, pos)
-        return TextBatch(None, None, sequence, False, None, self.tokenizer)
+        return TextBatch(None, None, sequence, False, None, None, self.tokenizer, TextFit.of(self.cfg.encoder))
 
     @property
     def max_tokens(self) -> int:

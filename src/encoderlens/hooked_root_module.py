@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from encoderlens.devices import device_named
 from encoderlens.errors import GradientError, HookNameError, HookUnreachableError, InputError
 from encoderlens.hook_points import CachingHook, HookFunction, HookPoint, LensHandle, check_hook
-from encoderlens.names import NamesFilter, did_you_mean, select
+from encoderlens.names import NamesFilter, check_word, did_you_mean, select
 from encoderlens.run_state import Direction, RunState, Scope
 from encoderlens.slices import Slice, SliceInput
 
@@ -110,8 +110,7 @@ class HookedRootModule(nn.Module):
     ) -> dict[str, list[LensHandle]]:
         """The attached hooks by hook point; points without any are left out."""
         listed: dict[str, list[LensHandle]] = {}
-        if dir not in ("fwd", "bwd", "both"):
-            raise HookNameError(f"a hook's direction is 'fwd', 'bwd' or 'both', not {dir!r}")
+        check_word("dir", dir, ("fwd", "bwd", "both"), HookNameError)
         for name in select(name_filter, self.hook_dict):
             point = self.hook_dict[name]
             handles = [*(point.fwd_hooks if dir != "bwd" else ()), *(point.bwd_hooks if dir != "fwd" else ())]

@@ -106,7 +106,7 @@ def embedded_names() -> list[str]:
 
 
 def open_checkpoint(
-    model_name: str | None, *, hf_model: Any = None, revision: str | None = None, task: str | None = None
+    model_name: str | None, *, hf_model: Any = None, revision: str | None = None, task: Any = None
 ) -> Checkpoint:
     """Open a checkpoint by name, or a Hugging Face model in memory.
 
@@ -116,6 +116,8 @@ def open_checkpoint(
         TaskError: for a task whose head the checkpoint does not have.
         WeightsError: for damaged files, or a declared head without weights.
     """
+    if not isinstance(task, str | None):
+        raise TaskError(f"task={task!r}; it is the name of a head, or {ENCODER_TASK!r} for just the encoder")
     if hf_model is not None:
         return _from_hf_model(hf_model, model_name, task)
     if not model_name:
@@ -127,13 +129,23 @@ def open_checkpoint(
     values = _read_json(folder / "config.json")
     family = family_of(values.get("model_type"), where)
     config = _complete(family, values, where)
-    declared = [family.old_classes.get(name, name) for name in values.get("architectures") or []]
+    declared = [family.old_classes.get(name, name) for name in _architectures(values, where)]
     source = open_folder(folder)
     if sentence is None:
         return _understand(family, declared, config, source, task, where, folder, model_name)
     found = _understand(family, _with_weights(family, declared, source), config, source, task, where, folder, model_name)
     joined = JoinedSource({"": source, **{f"{name}/": weights for name, weights in sentence.sources.items()}})
     return replace(found, source=joined, sentence=sentence.part)
+
+
+def _architectures(values: Mapping[str, Any], where: str) -> list[str]:
+    """The classes that a configuration names; none if it names none."""
+    names = values.get("architectures")
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where}: architectures is {names!r}; it must be a list of names of classes")
+    return names
 
 
 def _with_weights(family: Family, declared: list[str], source: TensorSource) -> list[str]:
@@ -178,6 +190,12 @@ def _understand(
     name: str,
 ) -> Checkpoint:
     _check_code(family, config, where)
+    quantised = config.get("quantization_config")
+    if quantised:
+        raise ConfigError(
+            f"{where}: quantization_config={quantised!r} is not understood: weights are read as numbers, not as codes of them. "
+            "Load the model that this one was made from, or give hf_model= after hf_model.dequantize()"
+        )
     present = family.parts_in(source.tensors)
     if task == ENCODER_TASK:
         parts = present & NOT_HEADS
@@ -286,7 +304,8 @@ def _task_of(task: str | None, tasks: tuple[str, ...], parts: frozenset[str], wh
         return tasks[0] if tasks else (carried[0] if carried else None)
     if task not in carried:
         has = f"it has {', '.join(carried)}" if carried else "it has no head"
-        raise TaskError(f"{where} has no {task!r} head: {has}; task='encoder' loads just the encoder")
+        suggestion = did_you_mean(task, [*carried, ENCODER_TASK])
+        raise TaskError(f"{where} has no {task!r} head: {has}; task='encoder' loads just the encoder{suggestion}")
     return task
 
 

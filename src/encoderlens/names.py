@@ -3,8 +3,10 @@
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable
+from reprlib import repr as short_repr
+from typing import Any
 
-from encoderlens.errors import HookNameError
+from encoderlens.errors import EncoderLensError, HookNameError, InputError
 
 NamesFilter = str | Collection[str] | Callable[[str], bool] | None
 
@@ -111,9 +113,29 @@ def in_block(layer: int | None, label: str) -> str:
     return label if layer is None else f"{layer}_{label}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'a' or 'b'?"``, or nothing when no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+def check_word(what: str, value: Any, known: Collection[Any], error: type[EncoderLensError] = InputError) -> None:
+    """Refuse what is none of a closed set of words.
+
+    Args:
+        what: what is chosen, for the message.
+        known: the words; None may be among them.
+        error: what to raise.
+
+    Raises:
+        EncoderLensError: of that class, with the words, and those that could be meant.
+    """
+    for word in known:
+        if value is word or (isinstance(value, str) and value == word):
+            return
+    shown = [repr(word) for word in known]
+    choice = f"{', '.join(shown[:-1])} or {shown[-1]}" if len(shown) < 4 else f"one of {', '.join(shown)}"
+    raise error(f"{what}={short_repr(value)} is unknown; it is {choice}{did_you_mean(value, known)}")
+
+
+def did_you_mean(word: object, known: Iterable[object]) -> str:
+    """``"; did you mean 'a' or 'b'?"``, or nothing when no known word is close, or there is no word."""
+    words = [other for other in known if isinstance(other, str)]
+    close = difflib.get_close_matches(word, words, n=3, cutoff=0.6) if isinstance(word, str) else []
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

@@ -16,6 +16,8 @@ from encoderlens.config import (
     SentencePoolingPart,
 )
 from encoderlens.errors import CheckpointNotFoundError, ConfigError
+from encoderlens.given import check_text
+from encoderlens.names import did_you_mean
 from encoderlens.tensor_source import TensorSource, open_folder
 from encoderlens.weights import Row, linear, norm
 
@@ -51,6 +53,8 @@ def score_function(folder: Path | None, config: Mapping[str, Any]) -> str | None
     """
     settings = {} if folder is None else _read_if_there(folder / SETTINGS)
     inside = config.get("sentence_transformers") or {}
+    if not isinstance(inside, Mapping):
+        raise ConfigError(f"{folder or 'the configuration'}: sentence_transformers={inside!r}; it must hold settings by name")
     found = settings.get("activation_fn") or inside.get("activation_fn") or config.get("sbert_ce_default_activation_function")
     if found is None:
         return None
@@ -120,6 +124,12 @@ def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str]:
     if settings.get("truncate_dim") is not None:
         raise ConfigError(f"{path}: truncate_dim={settings['truncate_dim']} is not implemented; cut the embeddings yourself")
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise ConfigError(f"{path}: prompts={prompts!r} is no object of texts, each under its name")
+    for name, text in prompts.items():
+        check_text(text or "", f"{path}: the prompt {name!r}", ConfigError)
+    if not isinstance(default, str | None):
+        raise ConfigError(f"{path}: default_prompt_name={default!r}; it is the name of a prompt")
     if default is not None and default not in prompts:
         raise ConfigError(
             f"{path}: default_prompt_name={default!r} is none of its prompts: {', '.join(prompts) or 'it has none'}"
@@ -145,7 +155,8 @@ def _pooling(path: Path, has_prompt: bool) -> SentencePoolingPart:
     modes = (named,) if isinstance(named, str) else tuple(named or legacy or ["mean"])
     for mode in modes:
         if mode not in POOLING_MODES:
-            raise ConfigError(f"{path}: pooling mode {mode!r} is not implemented; {', '.join(POOLING_MODES)} are")
+            known = f"{', '.join(POOLING_MODES)} are{did_you_mean(mode, POOLING_MODES)}"
+            raise ConfigError(f"{path}: pooling mode {mode!r} is not implemented; {known}")
     if has_prompt and not values.get("include_prompt", True):
         raise ConfigError(f"{path}: include_prompt=False is not implemented: prompts would have to be left out of the pooling")
     return SentencePoolingPart(modes)

@@ -6,6 +6,7 @@ one is a change to this file, to HookPoint and to attention, and to no family.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from reprlib import repr as short_repr
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from encoderlens.errors import InputError
+from encoderlens.given import as_indices
+from encoderlens.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,15 @@ class Sequence:
                 self._made[key] = make()
         return self._made[key]
 
-    def part(self, rows: slice, trims: bool = True) -> "Sequence":
-        """Some of its sequences, copied; if it ``trims``, without positions at the end that are padding in all of them."""
-        if self.mask is None:
-            return replace(self, batch=len(range(self.batch)[rows]))
-        mask = self.mask[rows]
-        pos = int(mask.any(0).nonzero().max()) + 1 if trims else self.pos
-        mask = mask[:, :pos].clone()
-        return Sequence(len(mask), pos, None if bool(mask.all()) else mask, self.alone)
+    def part(self, rows: slice, pos: int) -> "Sequence":
+        """Some of its sequences, copied, at the first so many positions."""
+        mask = None if self.mask is None else self.mask[rows, :pos].clone()
+        return Sequence(len(range(self.batch)[rows]), pos, None if mask is None or bool(mask.all()) else mask, self.alone)
+
+    def at(self, device: torch.device) -> "Sequence":
+        """The same where a model is now; itself, with what was made once, if it is there."""
+        mask = usable(self.mask, device)
+        return self if mask is self.mask else replace(self, mask=mask)
 
     @property
     def key_mask(self) -> Bool[Tensor, "batch 1 1 pos"] | None:
@@ -102,7 +106,8 @@ class Sequence:
         """The mean of x over real positions."""
         if self.mask is None:
             return x.mean(1)
-        return self.zeroed(x).sum(1) / self.mask.sum(1, keepdim=True)
+        total = at_least_float32(self.zeroed(x)).sum(1)  # which soon leaves the range of float16
+        return (total / self.mask.sum(1, keepdim=True)).to(x.dtype)
 
     def last(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch width"]:
         """x at each sequence's last real position."""
@@ -114,6 +119,16 @@ class Sequence:
     def first(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         """The stream at each sequence's first position ([CLS])."""
         return resid[:, 0]
+
+
+def usable(tensor: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """A tensor, or None, where it is needed and as what; itself if it is that already. Outside of inference mode a copy of one
+    from there, which could not have gradients.
+    """
+    if tensor is None:
+        return None
+    moved = tensor.to(device, dtype)
+    return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
 
 
 def at_positions(x: Float[Tensor, "batch pos width"], at: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k width"]:
@@ -128,15 +143,13 @@ def check_positions(at: Any, sequence: Sequence) -> Int[Tensor, "batch k"]:
     Raises:
         InputError: for anything but an int, a list of ints or an integer tensor [k] or [batch k], all within the sequence.
     """
-    try:
-        chosen = torch.atleast_1d(torch.as_tensor(at))
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"logits_at is an int, a list of ints, or an integer tensor [k] or [batch k], not {at!r}") from None
-    if chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.ndim > 2 or chosen.numel() == 0:
-        raise InputError("logits_at is an int, a list of ints, or an integer tensor [k] or [batch k]")
+    wrong = f"logits_at is an int, a list of ints, or an integer tensor [k] or [batch k], not {short_repr(at)}"
+    chosen = torch.atleast_1d(as_indices(at, "logits_at", wrong))
+    if chosen.ndim > 2 or chosen.numel() == 0:
+        raise InputError(wrong)
     if chosen.ndim == 2 and len(chosen) != sequence.batch:
         raise InputError(f"logits_at has {len(chosen)} rows, the input {sequence.batch}")
     low, high = (int(value) for value in torch.aminmax(chosen))
     if low < -sequence.pos or high >= sequence.pos:
         raise InputError(f"logits_at asks for positions {low} to {high}; the input has {sequence.pos}")
-    return (chosen.long() % sequence.pos).expand(sequence.batch, chosen.shape[-1])
+    return (chosen % sequence.pos).expand(sequence.batch, chosen.shape[-1])

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from reprlib import repr as short_repr
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from encoderlens.errors import InputError
+from encoderlens.given import as_indices, is_whole
 
 SliceInput = int | np.integer | slice | tuple[int | None, ...] | Sequence[int] | np.ndarray | Tensor | None
 
@@ -28,7 +29,7 @@ class Slice:
         self.index: slice | int | Tensor
         if input_slice is None:
             self.index = slice(None)
-        elif _is_int(input_slice):
+        elif is_whole(input_slice):
             self.index = int(input_slice)
         elif isinstance(input_slice, tuple | slice):
             self.index = _range(input_slice)
@@ -40,7 +41,7 @@ class Slice:
         """A Slice as it is, anything else made into one; an int becomes a choice of one entry, so that the axis stays."""
         if isinstance(value, Slice):
             return value
-        return cls([int(value)] if _is_int(value) else value)
+        return cls([int(value)] if is_whole(value) else value)
 
     @property
     def selects_all(self) -> bool:
@@ -76,13 +77,9 @@ class Slice:
         return f"Slice({self.index!r})"
 
 
-def _is_int(value: object) -> TypeGuard[int | np.integer]:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _range(value: tuple[int | None, ...] | slice) -> slice:
     parts = value if isinstance(value, tuple) else (value.start, value.stop, value.step)
-    whole = all(part is None or _is_int(part) for part in parts)
+    whole = all(part is None or is_whole(part) for part in parts)
     if not 1 <= len(parts) <= 3 or not whole or (len(parts) == 3 and parts[2] is not None and parts[2] < 1):
         raise InputError(
             f"a slice tuple is (stop,), (start, stop) or (start, stop, step), of ints and with a positive step, not {value!r}"
@@ -92,10 +89,7 @@ def _range(value: tuple[int | None, ...] | slice) -> slice:
 
 def _choice(value: Any) -> Tensor:
     wrong = f"a slice is an int, a tuple, None, or a one-dimensional list, array or tensor of ints, not {short_repr(value)}"
-    try:
-        index = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(wrong) from None
-    if index.ndim != 1 or index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+    index = as_indices(value, "a slice", wrong)
+    if index.ndim != 1:
         raise InputError(wrong)
-    return index.long().cpu()
+    return index.cpu()

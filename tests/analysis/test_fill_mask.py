@@ -62,6 +62,20 @@ def test_padding_on_the_left(bert):
     assert [words[0] for words in found.words] == predicted
 
 
+def test_mask_tokens_at_padding_are_not_filled(bert):
+    tokens, types, mask = bert.to_tokens(TEXTS)
+    tokens[0, -2:] = tokens[2, -1] = bert.tokenizer.mask_token_id
+    batch = bert.prepare(tokens, types, mask)
+    found, expected = fill_mask(bert, batch, batch_size=1), fill_mask(bert, TEXTS)
+    assert (found.examples, found.positions) == (expected.examples, expected.positions)
+    assert torch.equal(found.ids, expected.ids)
+    assert bert(batch, "predictions") == bert(TEXTS, "predictions")
+    mask[2, 2] = 0  # the only one
+    for use in (lambda: fill_mask(bert, bert.prepare(tokens, types, mask)), lambda: bert(tokens, "predictions", types, mask)):
+        with pytest.raises(InputError, match="no mask token to predict in sequence 2"):
+            use()
+
+
 def test_tokens_pairs_and_a_whole_vocabulary(bert):
     text = fill_mask(bert, TEXTS[0])
     assert torch.equal(fill_mask(bert, bert.to_tokens(TEXTS[0])[0][0]).ids, text.ids)

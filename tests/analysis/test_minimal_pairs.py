@@ -118,6 +118,7 @@ def test_what_does_not_fit_is_refused(bert, unchecked):
         ([("a", 3)], "pair 0 is"),
         ([("a", "b"), ("a", "b " * 60)], "the bad sentences: text 1 has 62 tokens, the model takes 37"),
         ([("", "b")], "the good sentences: text 0 has no token to score"),
+        ([("a", "b"), ("a", "b\udcff")], "the bad sentence of pair 1 has half a character"),
     ):
         with pytest.raises(InputError, match=message):
             minimal_pairs(bert, pairs)
@@ -181,6 +182,7 @@ def test_a_sentence_keeps_rare_ends_of_lines_within_it(tmp_path: Path) -> None:
         ("a.jsonl", b'{"sentence_good": "a", "sentence_bad": "b"}\n{"sentence_good"\n', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'\n{"sentence_good": "a"}\n', "line 2: the bad sentence is missing"),
         ("a.jsonl", b'{"sentence_good": 3, "sentence_bad": "b"}\n', "line 1: the good sentence is missing"),
+        ("a.jsonl", rb'{"sentence_good": "a", "sentence_bad": "\ud83d"}', "line 1: the bad sentence has half a character"),
         ("a.jsonl", b'["a", "b"]\n', "line 1: not an object with sentence_good and sentence_bad"),
         ("a.docx", b"a\tb", "ends in none of .jsonl, .tsv, .csv"),
     ],

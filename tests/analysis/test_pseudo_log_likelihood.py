@@ -361,12 +361,23 @@ def test_what_does_not_fit_is_refused_before_anything_runs(bert, unchecked):
             (["the", ""], {}, "text 1 has no token to score: it is empty"),
             ("[MASK] [SEP]", {}, "text 0 has no token to score"),
             ([], {}, "list of texts is empty"),
-            (3, {}, "input is a int"),
+            (3, {}, "input is an int"),
             ("the", {"method": "words"}, "method='words' is unknown; it is 'within_word' or 'original'"),
             ("the", {"batch_size": 0}, "batch_size=0"),
         ):
             with pytest.raises(InputError, match=message):
                 pseudo_log_likelihood(bert, inputs, **options)
+
+
+def test_the_prompt_of_a_model_is_scored_with_the_text_once(bert):
+    plain = pseudo_log_likelihood(bert, "no doctor walked")
+    bert.prompt = "no "
+    try:
+        prompted = pseudo_log_likelihood(bert, "doctor walked")
+    finally:
+        bert.prompt = None
+    assert prompted.words == plain.words
+    assert torch.equal(prompted.values, plain.values)
 
 
 # The result

@@ -10,6 +10,7 @@ import transformers
 from encoderlens import HookedEncoder
 from encoderlens.families import REGISTRY
 from tests.parity import assert_gradient_parity, assert_parity, gradients, gradients_under_hf_names
+from tests.text_families import ENCODERS, hf_twin, new_text_model, text_batch
 from tests.tiny import VARIANTS, tiny_batch, tiny_hf
 
 TEXT = {model_type: family for model_type, family in REGISTRY.items() if family.modality == "text"}
@@ -116,6 +117,32 @@ def test_loss_and_gradients(twins: Any) -> None:
     ours.backward()
     theirs.backward()
     assert_gradient_parity(gradients_under_hf_names(model, hf_model), gradients(hf_model))
+
+
+# Every family, and what the padding token means to some: untied tables, other tokens, positions that are counted without it.
+PADDED = [(name, "plain") for name in ENCODERS.values()] + [
+    ("BertForPreTraining", "untied, silu, one head"),
+    ("RobertaForMaskedLM", "another padding token, two token types"),
+    ("EsmForMaskedLM", "absolute"),
+    ("EsmForMaskedLM", "absolute, a norm in front, another padding token"),
+    ("EsmForMaskedLM", "untied, no token dropout, no mask token"),
+]
+
+
+@pytest.mark.parametrize(("hf_class", "variant"), PADDED, ids=lambda value: value)
+def test_the_padding_token_is_trained_as_in_hugging_face(hf_class: str, variant: str) -> None:
+    """By an unembedding that shares its row, and never by the embeddings, of words or of positions."""
+    hf_model, model = hf_twin(hf_class, variant), new_text_model(hf_class, variant)
+    batch, pad = text_batch(model), hf_model.get_input_embeddings().padding_idx
+    batch["tokens"] = batch["tokens"].masked_fill(batch["mask"] == 0, pad)
+    batch["tokens"][0, 5] = pad  # one that the mask calls real
+    labels = torch.randint(0, model.cfg.d_vocab, batch["tokens"].shape, generator=torch.Generator().manual_seed(4))
+    model(batch["tokens"], "loss", batch["types"], batch["mask"], labels=labels).backward()
+    loss = torch.nn.functional.cross_entropy(hf_logits(run_hf(hf_model, batch)).flatten(0, 1), labels.flatten())
+    names, parameters = zip(*hf_model.named_parameters(), strict=True)
+    theirs = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    assert_gradient_parity(gradients_under_hf_names(model, hf_model), dict(zip(names, theirs, strict=True)))
+    assert bool(model.embed.embed.weight.grad[pad].any()) == model.cfg.tie_word_embeddings
 
 
 @pytest.mark.parametrize("hf_class", CLASSES)

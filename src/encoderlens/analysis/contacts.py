@@ -10,6 +10,7 @@ from torch import Tensor
 
 from encoderlens.analysis.examples import Examples
 from encoderlens.analysis.result import EXAMPLE, Result
+from encoderlens.given import Whole
 from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.linearised import require_eval
 from encoderlens.text_input import TextBatch
@@ -24,7 +25,7 @@ class Contacts(Result):
         return "Contacts"
 
 
-def contacts(model: HookedEncoder, inputs: Any, *, batch_size: int = 32) -> Contacts:
+def contacts(model: HookedEncoder, inputs: Any, *, batch_size: Whole = 32) -> Contacts:
     """Which residues touch in the folded protein: a logistic regression on the attention patterns of all heads, which comes
     with the checkpoint (Rao et al. 2021).
 

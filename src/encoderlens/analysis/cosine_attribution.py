@@ -16,7 +16,9 @@ from encoderlens.components.freezing import freeze
 from encoderlens.components.heads import SentenceEmbedding
 from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError, TaskError
+from encoderlens.given import Whole
 from encoderlens.linearised import direct_rows, require_eval
+from encoderlens.precision import lengths_of
 from encoderlens.run_state import RunState
 
 SECOND = "component of the second"
@@ -57,7 +59,7 @@ class TokenPairs(AdditiveResult):
 
 @torch.inference_mode(False)  # which gradients need
 def cosine_attribution(
-    model: Encoder, first: Any, second: Any, neurons: bool = False, *, batch_size: int = 32
+    model: Encoder, first: Any, second: Any, neurons: bool = False, *, batch_size: Whole = 32
 ) -> CosineAttribution:
     """What each head and MLP, each embedding and each bias of the first text adds to the cosine with the second.
 
@@ -144,13 +146,14 @@ def _embedding_of(model: Encoder) -> SentenceEmbedding:
 def _unit(model: Encoder, batch: Batch) -> Float[Tensor, "batch d_sentence"]:
     """The embeddings, at a length of one."""
     with torch.no_grad():
-        return torch.nn.functional.normalize(model(batch, return_type="embedding"), dim=-1)
+        vectors = model(batch, return_type="embedding")
+        return (vectors / lengths_of(vectors)).to(vectors.dtype)
 
 
 def _cosine(model: Encoder, batch: Batch, other: Float[Tensor, "batch d_sentence"]) -> Float[Tensor, " batch"]:
     """The cosines, the length of the embeddings held fixed."""
     vectors = model(batch, return_type="embedding")
-    return (vectors / vectors.detach().norm(dim=-1, keepdim=True) * other).sum(-1)
+    return ((vectors / lengths_of(vectors.detach())).to(vectors.dtype) * other).sum(-1)
 
 
 def _by_position(
@@ -169,7 +172,7 @@ def _by_position(
         columns = [_products(vector, stream, some) for some in every.split(CHUNK)]
     with torch.no_grad():
         rows = torch.cat(columns, 1)
-        rows = torch.cat([rows, (vector - rows.sum(0))[None]]) / vector.norm()
+        rows = (torch.cat([rows, (vector - rows.sum(0))[None]]) / lengths_of(vector)).to(vector.dtype)
     return rows, (*batch.position_labels, "bias")
 
 

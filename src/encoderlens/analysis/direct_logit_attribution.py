@@ -13,6 +13,7 @@ from encoderlens.batch import Batch
 from encoderlens.components.heads import Head
 from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError
+from encoderlens.given import Whole
 from encoderlens.linearised import direct_rows
 
 
@@ -48,7 +49,7 @@ def direct_logit_attribution(
     baseline: Any = None,
     neurons: bool = False,
     *,
-    batch_size: int = 32,
+    batch_size: Whole = 32,
 ) -> DirectLogitAttribution:
     """What each head and MLP, each embedding and each bias adds to a logit directly, not by way of later components.
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from encoderlens.batch import Batch
 from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError
+from encoderlens.given import is_whole, plain
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,15 @@ class Examples:
         return value
 
 
-def plain(value: Any) -> Any:
-    """A tensor or an array as Python numbers, and what can be counted through as a list; anything else as it is."""
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        return value.tolist()
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple | range) else value
-
-
 def count_from_1(value: Any, name: str) -> int:
     """A whole number of at least 1.
 
     Raises:
         InputError: for anything else.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value) or value < 1:
         raise InputError(f"{name}={value!r}; it is a whole number from 1")
-    return value
+    return int(value)
 
 
 def checked_positions(rows: list[list[Any]], batch: Batch) -> Int[Tensor, "batch k"]:
@@ -94,7 +87,7 @@ def checked_positions(rows: list[list[Any]], batch: Batch) -> Int[Tensor, "batch
     """
     for index, row in enumerate(rows):
         for position in row:
-            if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position < batch.sequence.pos:
+            if not is_whole(position) or not 0 <= position < batch.sequence.pos:
                 last = batch.sequence.pos - 1
                 raise InputError(f"there is no position {position!r} in sequence {index}: positions run from 0 to {last}")
     at = torch.tensor(rows, device=batch.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from encoderlens.analysis.examples import Examples, count_from_1
 from encoderlens.analysis.result import Entry, Result, strongest
+from encoderlens.given import Whole
 from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.linearised import require_eval
 from encoderlens.precision import at_least_float32
@@ -37,7 +38,7 @@ class FillMask(Result):
     def title(self) -> str:
         return "Fill-mask"
 
-    def top(self, k: int = 10) -> list[Entry]:
+    def top(self, k: Whole = 10) -> list[Entry]:
         """The k most probable tokens of all masks, each with its mask, its rank and its name.
 
         Raises:
@@ -51,7 +52,7 @@ class FillMask(Result):
             for place in strongest(flat, k).tolist()
         ]
 
-    def table(self, k: int = 10) -> Table:
+    def table(self, k: Whole = 10) -> Table:
         """The first k tokens for every mask, a row each: its name, and its text where that reads otherwise.
 
         Raises:
@@ -70,7 +71,7 @@ class FillMask(Result):
         return table
 
 
-def fill_mask(model: HookedEncoder, inputs: Any, top_k: int = 5, *, batch_size: int = 32) -> FillMask:
+def fill_mask(model: HookedEncoder, inputs: Any, top_k: Whole = 5, *, batch_size: Whole = 32) -> FillMask:
     """The k most probable tokens for each mask, by the masked-LM head, which need not be that of the model's task.
 
     Several masks in a text are each filled on their own, with the others masked.
@@ -78,7 +79,7 @@ def fill_mask(model: HookedEncoder, inputs: Any, top_k: int = 5, *, batch_size: 
     Args:
         model: a model in eval mode, with a masked-LM head and a tokenizer with a mask token.
         inputs: a text, a pair, token ids [pos]; a list of texts or pairs, token ids [batch pos]; or what ``model.prepare`` made
-            of any of these. Each has one mask token or more.
+            of any of these. Each has one mask token or more that is no padding.
         top_k: how many tokens to keep for each mask.
         batch_size: how many texts run at a time.
 
@@ -96,7 +97,7 @@ def fill_mask(model: HookedEncoder, inputs: Any, top_k: int = 5, *, batch_size: 
     with model.use_task("masked_lm"), torch.no_grad():
         head, whole = model.task_head(), model.prepare(inputs)
         head.check_input(whole)
-        is_mask = whole.tokens == whole.mask_token_id
+        is_mask = whole.masks
         read = []
         for chosen, batch in Examples(whole, batch_size).batches():
             masks = is_mask[chosen]

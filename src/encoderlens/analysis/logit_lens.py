@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from encoderlens.analysis.examples import Examples, checked_positions, count_from_1, plain
+from encoderlens.analysis.examples import Examples, checked_positions, count_from_1
 from encoderlens.analysis.result import EXAMPLE, Entry, Interval, Result, strongest
 from encoderlens.batch import Batch
 from encoderlens.components.heads import Head
 from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError
+from encoderlens.given import Whole, plain
 from encoderlens.linearised import require_eval
 from encoderlens.names import stream_label
 
@@ -40,7 +41,7 @@ class LogitLens(Result):
     def title(self) -> str:
         return "Logit lens"
 
-    def top(self, k: int = 10) -> list[Entry]:
+    def top(self, k: Whole = 10) -> list[Entry]:
         """The k largest values, largest first, each with its labels and what the output stands for.
 
         Raises:
@@ -64,7 +65,7 @@ class LogitLens(Result):
         """
         raise InputError("the k-th best outputs of several examples are different ones, so their values have no mean")
 
-    def table(self, k: int = 10) -> Table:
+    def table(self, k: Whole = 10) -> Table:
         """A row a point of the stream and a column a position (and example): the first k columns, with as many of the best
         outputs as fit.
 
@@ -98,7 +99,7 @@ class LogitLens(Result):
         return "  ".join(f"{self.names[index]} {value:{form}}" for index, value in pairs if index >= 0)
 
 
-def logit_lens(model: Encoder, inputs: Any, positions: Any = None, top_k: int = 5, *, batch_size: int = 32) -> LogitLens:
+def logit_lens(model: Encoder, inputs: Any, positions: Any = None, top_k: Whole = 5, *, batch_size: Whole = 32) -> LogitLens:
     """Read the stream after every layer and sublayer with the model's own head (nostalgebraist 2020).
 
     A stream gets the norms that the head's input has passed, with statistics of its own, and no more: on post-LN encoders the

@@ -19,6 +19,7 @@ from encoderlens.analysis.pseudo_log_likelihood import (
 )
 from encoderlens.analysis.result import EXAMPLE, Interval, Result
 from encoderlens.errors import InputError
+from encoderlens.given import Whole, check_text
 from encoderlens.hooked_encoder import HookedEncoder
 
 
@@ -46,7 +47,7 @@ class MinimalPairs(Result):
         """The share of pairs whose good sentence scores higher, with Wilson's 95 % interval. A tie is no success."""
         return wilson_interval(int((self.values > 0).sum()), len(self.values))
 
-    def table(self, k: int = 10) -> Table:
+    def table(self, k: Whole = 10) -> Table:
         """A row a pair, in their order, the first k of them, and the accuracy on all of them below.
 
         Raises:
@@ -73,7 +74,7 @@ class MinimalPairs(Result):
         return {**super().to_dict(), "accuracy": {**numbers, "n": accuracy.n, "level": accuracy.level}}
 
 
-def minimal_pairs(model: HookedEncoder, pairs: Any, method: Method = "within_word", *, batch_size: int = 64) -> MinimalPairs:
+def minimal_pairs(model: HookedEncoder, pairs: Any, method: Method = "within_word", *, batch_size: Whole = 64) -> MinimalPairs:
     """Score both sentences of each pair by ``pseudo_log_likelihood`` and compare the sums (Warstadt et al. 2020).
 
     Args:
@@ -129,4 +130,6 @@ def _checked(pairs: Any) -> tuple[tuple[str, str], ...]:
     for index, pair in enumerate(pairs):
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise InputError(f"pair {index} is {pair!r}; a minimal pair is two strings, (good, bad)")
+        for name, text in zip(("good", "bad"), pair, strict=True):
+            check_text(text, f"the {name} sentence of pair {index}")
     return tuple((good, bad) for good, bad in pairs)

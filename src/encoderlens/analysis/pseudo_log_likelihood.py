@@ -15,10 +15,13 @@ from torch import Tensor
 from encoderlens.analysis.examples import count_from_1
 from encoderlens.analysis.result import EXAMPLE, Result
 from encoderlens.errors import InputError, TokenizerMissingError
+from encoderlens.given import Whole
 from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.linearised import require_eval
+from encoderlens.names import check_word
 from encoderlens.precision import at_least_float32
 from encoderlens.text_input import TextBatch
+from encoderlens.tokenizing import special_ids
 
 Method = Literal["within_word", "original"]
 
@@ -69,7 +72,7 @@ class PseudoLogLikelihood(Result):
     def _per_text(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers).reshape(self.values.shape)
 
-    def table(self, k: int = 10) -> Table:
+    def table(self, k: Whole = 10) -> Table:
         """A row a text, in their order, the first k of them; of a single text a row for each of its tokens.
 
         Raises:
@@ -123,7 +126,7 @@ class MaskedText:
 
 
 def pseudo_log_likelihood(
-    model: HookedEncoder, inputs: Any, method: Method = "within_word", *, batch_size: int = 64
+    model: HookedEncoder, inputs: Any, method: Method = "within_word", *, batch_size: Whole = 64
 ) -> PseudoLogLikelihood:
     """Mask each token of a text in turn and take the log-probability that the masked-LM head gives it there.
 
@@ -185,9 +188,7 @@ def check_can_score(model: HookedEncoder, method: Any) -> None:
         TokenizerMissingError: without a tokenizer.
     """
     require_eval(model)
-    if method not in get_args(Method):
-        known = " or ".join(map(repr, get_args(Method)))
-        raise InputError(f"method={method!r} is unknown; it is {known}")
+    check_word("method", method, get_args(Method))
     if model.tokenizer is None:
         raise TokenizerMissingError(
             "a pseudo-log-likelihood needs the mask token of a tokenizer, and this model has none: set model.tokenizer"
@@ -202,9 +203,9 @@ def masked_texts(model: HookedEncoder, batch: TextBatch, method: Method) -> list
     Raises:
         InputError: as ``pseudo_log_likelihood``.
     """
-    mask_id, special = model.tokenizer.mask_token_id, _special_ids(model.tokenizer)
+    mask_id, special = model.tokenizer.mask_token_id, special_ids(model.tokenizer)
     rows = _rows(batch)
-    words = _words(model, batch, rows)
+    words = _words(batch, rows)
     if method == "within_word" and words is None:
         raise InputError(
             "within_word needs to know which tokens make a word, as it does of texts under a fast tokenizer (a tokenizer.json) "
@@ -284,19 +285,14 @@ def _masked(row: Row, at: int, units: Items[int], mask_id: int) -> Row:
     return Row(tokens, row.types, row.real)
 
 
-def _words(model: HookedEncoder, batch: TextBatch, rows: list[Row]) -> list[list[int]] | None:
+def _words(batch: TextBatch, rows: list[Row]) -> list[list[int]] | None:
     """The word of each position, special tokens with numbers of their own; None where words are not known."""
-    if batch.texts is None or not model.tokenizer.is_fast:
+    alignments = [batch.alignment(index) for index in range(len(rows))]
+    aligned = [alignment for alignment in alignments if alignment is not None]
+    if len(aligned) < len(rows):
         return None
-    aligned = [model.align(text) for text in batch.texts]
     if any(of.ids != row.tokens or not all(row.real) for of, row in zip(aligned, rows, strict=True)):
         return None  # prepared with a mask of one's own
     if any(len(word.tokens) > 1 and len(word.text.split()) > 1 for of in aligned for word in of.words):
         return None  # the tokenizer takes the whole text for a word
     return [[-1 - at if word is None else word for at, word in enumerate(of.word_of)] for of in aligned]
-
-
-def _special_ids(tokenizer: Any) -> set[int]:
-    """Tokens that are no part of a text. The unknown token stands for one that is, unless it has another role too."""
-    others = [token for role, token in tokenizer.special_tokens_map.items() if role != "unk_token"]
-    return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - set(tokenizer.convert_tokens_to_ids(others)))

@@ -22,6 +22,7 @@ from rich.text import Text
 from torch import Tensor
 
 from encoderlens.errors import InputError
+from encoderlens.given import Whole, is_whole
 
 EXAMPLE = "example"
 COMPONENT = "component"
@@ -85,7 +86,7 @@ class Result:
         """What stands above the table."""
         return ""
 
-    def top(self, k: int = 10) -> list[Entry]:
+    def top(self, k: Whole = 10) -> list[Entry]:
         """The k entries of largest magnitude, largest first and NaN last; all entries where there are fewer.
 
         Of a result with examples, the k means over examples of largest magnitude.
@@ -122,7 +123,7 @@ class Result:
         reach = t_quantile(level, self._n_examples - 1) * error
         return Interval(mean, mean - reach, mean + reach, self._n_examples, level)
 
-    def table(self, k: int = 10) -> Table:
+    def table(self, k: Whole = 10) -> Table:
         """The k entries of ``top``, for rich to print: a column an axis, then the value.
 
         From two examples on, the mean over examples and its 95 % interval stand in place of the value.
@@ -223,7 +224,7 @@ class AdditiveResult(Result):
         scales = torch.maximum(parts.abs().amax(dim), total.abs()) if parts.shape[dim] else total.abs()
         return _largest(torch.where(gaps == 0, 0.0, gaps / scales))
 
-    def table(self, k: int = 10) -> Table:
+    def table(self, k: Whole = 10) -> Table:
         """As ``Result.table``, with the total (its mean over examples) and the completeness error below.
 
         Where other axes are left there are many totals, and only the error is shown.
@@ -295,12 +296,12 @@ def _exact(values: Tensor) -> Float64[Tensor, "..."]:
     return values.cpu().double()  # on the CPU, since not every device has float64
 
 
-def strongest(values: Float[Tensor, " entries"], k: int) -> Int64[Tensor, " k"]:
+def strongest(values: Float[Tensor, " entries"], k: Whole) -> Int64[Tensor, " k"]:
     """Where the k values of largest magnitude stand, largest first and NaN last."""
-    if not isinstance(k, int) or k < 1:
+    if not is_whole(k) or k < 1:
         raise InputError(f"k={k!r}; it is a whole number from 1")
     magnitudes = values.abs().masked_fill(values.isnan(), -1)
-    return magnitudes.topk(min(k, len(values))).indices
+    return magnitudes.topk(min(int(k), len(values))).indices
 
 
 def _largest(values: Float64[Tensor, "..."]) -> float:

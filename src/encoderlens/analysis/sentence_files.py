@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from encoderlens.errors import InputError
+from encoderlens.given import check_text
 
 GOOD, BAD = ("sentence_good", "good"), ("sentence_bad", "bad")  # what their columns may be called
 
@@ -34,7 +35,7 @@ def read_minimal_pairs(path: Path | str) -> list[tuple[str, str]]:
 
     Raises:
         InputError: with the file and the line, for a file that is not there, is none of these, is not UTF-8, or holds no pair,
-            and for a line without two sentences.
+            for a line without two sentences, and for half characters.
     """
     readers = {".jsonl": _json_pairs, ".tsv": _tsv_pairs, ".csv": _csv_pairs}
     suffix = Path(path).suffix.lower()
@@ -45,6 +46,7 @@ def read_minimal_pairs(path: Path | str) -> list[tuple[str, str]]:
         for name, value in (("good", good), ("bad", bad)):
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"{path}, line {line}: the {name} sentence is missing or empty")
+            check_text(value, f"{path}, line {line}: the {name} sentence")
         pairs.append((good.strip(), bad.strip()))
     if not pairs:
         raise InputError(f"{path} holds no pair")

@@ -12,7 +12,7 @@ from encoderlens.audio.timing import Timing
 from encoderlens.components.heads import AudioContext
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
-from encoderlens.sequence import Sequence
+from encoderlens.sequence import Sequence, usable
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +78,14 @@ class AudioBatch(AudioContext):
             None if beside is None else beside[rows].clone() for beside in (self.waves, self.frames, self.masked)
         )
         samples = None if self.samples is None else self.samples[rows]
-        sequence = self.sequence.part(rows, trims=False)
+        sequence = self.sequence.part(rows, self.sequence.pos)
         return replace(self, waves=waves, samples=samples, frames=frames, masked=masked, sequence=sequence)
 
     def at(self, device: torch.device, dtype: torch.dtype) -> "AudioBatch":
         """The same batch where a model is now, and as what it computes."""
-        sequence = replace(self.sequence, mask=_usable(self.sequence.mask, device))
-        waves, frames = (_usable(beside, device, dtype) for beside in (self.waves, self.frames))
-        return replace(self, waves=waves, frames=frames, masked=_usable(self.masked, device), sequence=sequence)
+        waves, frames = (usable(beside, device, dtype) for beside in (self.waves, self.frames))
+        masked, sequence = usable(self.masked, device), self.sequence.at(device)
+        return replace(self, waves=waves, frames=frames, masked=masked, sequence=sequence)
 
     def transcript(self, symbols: list[int], blank: int) -> str:
         return text_of(require_ctc_tokenizer(self.tokenizer, blank), symbols)
-
-
-def _usable(tensor: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """A tensor where it is needed; outside of inference mode a copy of one from there, which could not have gradients."""
-    if tensor is None:
-        return None
-    moved = tensor.to(device, dtype)
-    return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved

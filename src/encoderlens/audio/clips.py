@@ -17,6 +17,7 @@ from encoderlens.audio.processor import Processing
 from encoderlens.audio.rates import check_rate, resampled
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
+from encoderlens.given import as_tensor, described
 
 NORM_EPS = 1e-7  # under the square root, where a processor gives each clip zero mean and unit variance
 MAX_CHANNELS = 32
@@ -100,24 +101,6 @@ def _read(item: Any, sampling_rate: Any, where: str) -> tuple[Any, Any, str]:
 def _are_floats(value: Any) -> bool:
     """Whether a value is a list of floats, which is a waveform. Of whole numbers nobody knows the scale."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, float | np.floating) for item in value)
-
-
-def as_tensor(value: Any, what: str) -> Tensor:
-    """A tensor, or an array of any strides, byte order and flags, as a tensor.
-
-    Raises:
-        InputError: for anything else, and for arrays of what no tensor can hold.
-    """
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_meta:
-            raise InputError(f"{what} is a tensor that is sparse, or has no data; give a dense one")
-        return value
-    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise InputError(f"{what} is {described(value)}; give a tensor or an array of numbers")
-    try:
-        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
-    except TypeError:
-        raise InputError(f"{what} is {described(value)}; give one of a dtype that tensors have") from None
 
 
 def _mono(item: Any, where: str) -> Tensor:
@@ -222,10 +205,3 @@ def _check_peaks(clips: Clips, dtype: torch.dtype) -> None:
                 f"clip {index} has samples of {peak:.3g}, too large for {str(dtype).removeprefix('torch.')} (at most "
                 f"{limit:.3g}); waveforms lie between -1 and 1"
             )
-
-
-def described(value: Any) -> str:
-    """What a value is, for messages."""
-    if isinstance(value, Tensor | np.ndarray):
-        return f"a {type(value).__name__} of shape {list(value.shape)} and dtype {str(value.dtype).removeprefix('torch.')}"
-    return f"a {type(value).__name__}"

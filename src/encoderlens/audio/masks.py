@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from encoderlens.audio.clips import as_tensor
 from encoderlens.errors import InputError
+from encoderlens.given import as_booleans, as_tensor
 
 
 def check_frame_mask(mask: Any, batch: int, n_frames: int) -> Bool[Tensor, "batch pos"]:
-    """A mask over frames as booleans.
+    """A mask over frames as booleans, which share nothing with what was given.
 
     Raises:
         InputError: for another shape or other values than 0 and 1, or a clip without a real frame.
@@ -20,10 +20,7 @@ def check_frame_mask(mask: Any, batch: int, n_frames: int) -> Bool[Tensor, "batc
     given = torch.atleast_2d(as_tensor(mask, "the mask"))
     if tuple(given.shape) != (batch, n_frames):
         raise InputError(f"the mask has shape {list(given.shape)}; the clips have frames {[batch, n_frames]}")
-    real = given.bool()
-    if given.dtype != torch.bool and not torch.equal(real.to(given.dtype), given):
-        raise InputError("a mask holds 1 (or True) and 0, and nothing else")
-    return real
+    return as_booleans(given, "the mask")
 
 
 def check_real(mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"] | None:

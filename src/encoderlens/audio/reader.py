@@ -10,13 +10,15 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from encoderlens.audio.batch import AudioBatch
-from encoderlens.audio.clips import LOUDEST, as_clips, as_tensor, check_lengths, joined
+from encoderlens.audio.clips import LOUDEST, as_clips, check_lengths, joined
 from encoderlens.audio.masks import check_frame_mask, check_real, lengths_of_sample_mask, mask_of_lengths
 from encoderlens.audio.processor import Processing, timing_of
 from encoderlens.audio.rates import check_rate
 from encoderlens.audio.timing import Timing
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
+from encoderlens.given import as_tensor
+from encoderlens.names import check_word
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import Resid
 
@@ -59,8 +61,7 @@ class AudioReader:
         Raises:
             InputError, GradientError: for what the model cannot read.
         """
-        if padding not in ("batch", "independent"):
-            raise InputError(f"padding={padding!r} is unknown; it is 'batch' or 'independent'")
+        check_word("padding", padding, ("batch", "independent"))
         if sampling_rate is not ...:
             check_rate(sampling_rate)
         alone = padding == "independent"
@@ -95,6 +96,7 @@ class AudioReader:
 
     def _of_clips(self, inputs: Any, mask: Any, sampling_rate: Any, alone: bool) -> AudioBatch:
         processing, frontend = self.processing, self.frontend
+        mask = None if mask is None else as_tensor(mask, "the mask")
         given = as_clips(inputs, sampling_rate, processing.rate)
         clips = [clip.to(self._bench) for clip in given.clips]
         bare = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 2
@@ -116,9 +118,9 @@ class AudioReader:
         sequence = Sequence(len(clips), n_frames, real, alone)
         return self._batch(sequence, waves=waves.to(self.device), samples=samples, single=given.single)
 
-    def _lengths(self, clips: Items[Tensor], mask: Any, longest: int, resampled: bool) -> tuple[list[int], bool]:
+    def _lengths(self, clips: Items[Tensor], mask: Tensor | None, longest: int, resampled: bool) -> tuple[list[int], bool]:
         """How many samples of each clip are real, and whether a mask over samples says so."""
-        of_samples = isinstance(mask, Tensor | np.ndarray) and tuple(np.shape(mask)) in ((len(clips), longest), (longest,))
+        of_samples = mask is not None and tuple(mask.shape) in ((len(clips), longest), (longest,))
         if not of_samples:
             return [len(clip) for clip in clips], False
         if resampled:

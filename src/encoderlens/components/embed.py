@@ -18,16 +18,22 @@ from encoderlens.shapes import Stream
 
 
 class TokenEmbedding(Component):
-    """A row of the table for each id."""
+    """A row of the table for each id.
+
+    Args:
+        padding_idx: the row that the embedding does not train: that of the padding token; None for none. An unembedding that
+            shares the table trains it all the same.
+    """
 
     W_E = WeightView("weight")
 
-    def __init__(self, d_vocab: int, d_embed: int) -> None:
+    def __init__(self, d_vocab: int, d_embed: int, padding_idx: int | None) -> None:
         super().__init__()
+        self.padding_idx = padding_idx
         self.weight = nn.Parameter(torch.empty(d_vocab, d_embed))
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_embed"]:
-        return F.embedding(tokens, self.weight)
+        return F.embedding(tokens, self.weight, self.padding_idx)
 
 
 class TokenTypeEmbedding(Component):
@@ -81,7 +87,8 @@ class AbsolutePositions(Component):
 class PaddedPositions(Component):
     """A learned vector for each position, counted from the first token that is not padding (Liu et al. 2019).
 
-    Row ``pad`` of the table is that of padding, and those before it are never read; ``W_pos`` is without them.
+    Row ``pad`` of the table is that of padding, which is not trained, and those before it are never read; ``W_pos`` is without
+    them.
 
     Args:
         pad: the id of the padding token.
@@ -96,7 +103,7 @@ class PaddedPositions(Component):
 
     def forward(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
         real = tokens != self.pad
-        return F.embedding(self.pad + real.cumsum(1) * real, self.weight)
+        return F.embedding(self.pad + real.cumsum(1) * real, self.weight, self.pad)
 
 
 Positions = AbsolutePositions | PaddedPositions
@@ -108,6 +115,7 @@ class Embed(nn.Module):
     Factorised embeddings have a width of their own, and a linear layer behind the norm (Lan et al. 2020) or in front of it.
 
     Args:
+        padding_idx: the row of the padding token; None for none.
         n_token_types, n_task_types: rows of these tables; 0 for none.
         normed: whether there is a norm.
         zeroes_padding: whether what leaves is zero at padding.
@@ -119,6 +127,7 @@ class Embed(nn.Module):
     def __init__(
         self,
         d_vocab: int,
+        padding_idx: int | None,
         n_token_types: int,
         n_task_types: int,
         d_embed: int,
@@ -134,7 +143,7 @@ class Embed(nn.Module):
         super().__init__()
         self.dropout, self.zeroes_padding, self.projects_first = dropout, zeroes_padding, projects_first
         axes = "batch pos d_embed" if projected else "batch pos d_model"
-        self.embed = TokenEmbedding(d_vocab, d_embed)
+        self.embed = TokenEmbedding(d_vocab, d_embed, padding_idx)
         self.pos_embed = pos_embed
         self.token_type_embed = TokenTypeEmbedding(n_token_types, d_embed) if n_token_types else None
         self.task_type_embed = TaskTypeEmbedding(n_task_types, d_embed) if n_task_types else None

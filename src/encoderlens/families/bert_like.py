@@ -154,7 +154,8 @@ def read_config(
     reader.require(is_decoder=False, add_cross_attention=False, is_encoder_decoder=False, position_embedding_type="absolute")
     d_model, n_heads = reader.width_and_heads()
     dropout, n_layers = reader.read("hidden_dropout_prob"), reader.read("num_hidden_layers")
-    embedding = {"d_vocab": reader.read("vocab_size"), "dropout": dropout} | (embed or {})
+    padding = reader.read("pad_token_id", None)
+    embedding = {"d_vocab": reader.read("vocab_size"), "dropout": dropout, "padding_idx": padding} | (embed or {})
     if "n_token_types" not in embedding:
         embedding["n_token_types"] = reader.read("type_vocab_size")
     common = EncoderConfig(
@@ -251,7 +252,12 @@ def shared_values(cfg: EncoderConfig) -> dict[str, Any]:
         "attention_probs_dropout_prob": cfg.attention.dropout,
         "initializer_range": cfg.initializer_range,
     }
-    return values | head_values(cfg)
+    return values | padding_values(cfg) | head_values(cfg)
+
+
+def padding_values(cfg: EncoderConfig) -> dict[str, Any]:
+    """The Hugging Face value of the token whose row the embedding does not train."""
+    return {"pad_token_id": cfg.embed.padding_idx if isinstance(cfg.embed, EmbeddingPart) else None}
 
 
 def head_values(cfg: EncoderConfig) -> dict[str, Any]:

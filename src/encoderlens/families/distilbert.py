@@ -67,7 +67,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
         original_architecture=hf_class,
         d_model=d_model,
         n_layers=reader.read("n_layers"),
-        embed=EmbeddingPart(reader.read("vocab_size"), 0, dropout),
+        embed=EmbeddingPart(reader.read("vocab_size"), 0, dropout, padding_idx=reader.read("pad_token_id")),
         positions=AbsolutePositionsPart(reader.read("max_position_embeddings")),
         attention=AttentionPart(n_heads, d_model // n_heads, reader.read("attention_dropout")),
         norm=LayerNormPart(1e-12),
@@ -99,7 +99,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
             values["seq_classif_dropout"] = head.dropout
         if isinstance(head, QuestionAnsweringPart):
             values["qa_dropout"] = head.dropout
-    return values | bert_like.head_values(cfg)
+    return values | bert_like.padding_values(cfg) | bert_like.head_values(cfg)
 
 
 DISTILBERT = Family(

@@ -63,7 +63,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
         original_architecture=hf_class,
         d_model=reader.read("hidden_size"),
         n_layers=reader.read("num_hidden_layers"),
-        embed=EmbeddingPart(reader.read("vocab_size"), 0, normed=False),
+        embed=EmbeddingPart(reader.read("vocab_size"), 0, normed=False, padding_idx=reader.read("pad_token_id")),
         positions=AttentionPositionsPart(reader.read("max_position_embeddings"), "rotary"),
         attention=RotaryAttentionPart(
             reader.read("num_attention_heads"),
@@ -109,7 +109,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
     for head in cfg.heads:
         if isinstance(head, SequenceClassificationPart):
             values |= bert_like.pooling_values(cfg, head, POOLING)
-    return values | bert_like.head_values(cfg)
+    return values | bert_like.padding_values(cfg) | bert_like.head_values(cfg)
 
 
 EUROBERT = Family(

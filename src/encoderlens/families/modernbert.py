@@ -64,7 +64,9 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
         original_architecture=hf_class,
         d_model=d_model,
         n_layers=reader.read("num_hidden_layers"),
-        embed=EmbeddingPart(reader.read("vocab_size"), 0, reader.read("embedding_dropout")),
+        embed=EmbeddingPart(
+            reader.read("vocab_size"), 0, reader.read("embedding_dropout"), padding_idx=reader.read("pad_token_id")
+        ),
         positions=AttentionPositionsPart(reader.read("max_position_embeddings"), "rotary"),
         attention=read_attention(reader, n_heads, d_model // n_heads),
         norm=LayerNormPart(reader.read("norm_eps"), reader.read("norm_bias")),
@@ -144,7 +146,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
             values["classifier_dropout"] = head.dropout
         if isinstance(head, SequenceClassificationPart):
             values |= bert_like.pooling_values(cfg, head, POOLING)
-    return values | attention_values(cfg) | bert_like.head_values(cfg)
+    return values | attention_values(cfg) | bert_like.padding_values(cfg) | bert_like.head_values(cfg)
 
 
 def attention_values(cfg: EncoderConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from encoderlens.families.family import ConfigReader, Family
 from encoderlens.weights import Row, block
 
 BASE = "mpnet."
-PAD = 1  # Hugging Face counts positions from this token, whatever the configuration calls padding
+PAD = 1  # Hugging Face counts positions from this token, and trains no row of it, whatever the configuration calls padding
 ENCODER = (
     *bert_like.embedding_rows(BASE),
     Row(f"{BASE}encoder.relative_attention_bias.weight", "relative.weight"),
@@ -39,7 +39,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
         hf_class,
         parts,
         heads,
-        {"n_token_types": 0},
+        {"n_token_types": 0, "padding_idx": PAD},
         positions=roberta.padded_positions(reader, PAD),
         attention=RelativeBiasAttentionPart(n_heads, d_model // n_heads, reader.read("attention_probs_dropout_prob")),
         relative=RelativeBiasPart(n_heads),
@@ -48,7 +48,7 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
 
 def write_config(cfg: EncoderConfig) -> dict[str, Any]:
     values = bert_like.write_config(cfg) | {"max_position_embeddings": (cfg.n_ctx or 0) + PAD + 1}
-    return {key: value for key, value in values.items() if key != "type_vocab_size"}
+    return {key: value for key, value in values.items() if key not in ("type_vocab_size", "pad_token_id")}
 
 
 MPNET = Family(

@@ -92,7 +92,9 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
         original_architecture=hf_class,
         d_model=reader.read("hidden_size"),
         n_layers=reader.read("num_hidden_layers"),
-        embed=EmbeddingPart(reader.read("vocab_size"), reader.read("type_vocab_size"), dropout),
+        embed=EmbeddingPart(
+            reader.read("vocab_size"), reader.read("type_vocab_size"), dropout, padding_idx=reader.read("pad_token_id")
+        ),
         positions=AttentionPositionsPart(reader.read("max_position_embeddings"), "rotary"),
         attention=RotaryAttentionPart(
             reader.read("num_attention_heads"),

@@ -12,6 +12,7 @@ from encoderlens.components.heads.head import Head as Head
 from encoderlens.components.heads.head import LinearHead as LinearHead
 from encoderlens.components.heads.head import Readout as Readout
 from encoderlens.components.heads.head import TextContext as TextContext
+from encoderlens.components.heads.head import owned_labels as owned_labels
 from encoderlens.components.heads.masked_lm import MaskedLMHead as MaskedLMHead
 from encoderlens.components.heads.modules import Pooler as Pooler
 from encoderlens.components.heads.modules import PreClassifier as PreClassifier

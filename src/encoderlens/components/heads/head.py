@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
@@ -19,9 +20,11 @@ from encoderlens.components.freezing import freeze
 from encoderlens.components.heads.modules import Biases
 from encoderlens.components.layer_sum import LayerSum
 from encoderlens.errors import InputError, TokenizerMissingError
+from encoderlens.given import as_integers, as_tensor, check_text, described, dtype_name, holds_integers, is_whole
 from encoderlens.names import did_you_mean
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence, at_positions
+from encoderlens.tokenizing import pieces_of
 
 IGNORED = -100
 
@@ -36,8 +39,8 @@ class TextContext(Batch):
 
     @property
     @abstractmethod
-    def mask_token_id(self) -> int:
-        """The id of the mask token."""
+    def masks(self) -> Bool[Tensor, "batch pos"]:
+        """True at mask tokens that are no padding."""
 
     @abstractmethod
     def decode_ids(self, ids: list[int]) -> str:
@@ -247,15 +250,28 @@ class TokenOutputs(Head[BatchKind]):
             return checked_index(target, self.n_outputs, "token id")
         if tokenizer is None:
             raise TokenizerMissingError(f"the target {target!r} is a word, and this model has no tokenizer: give a token id")
+        check_text(target, "the target")
         ids = [tokenizer.convert_tokens_to_ids(target)]  # as it is: also "##ing", which is not how a text begins
         if ids[0] in (None, tokenizer.unk_token_id) and target != tokenizer.unk_token:
-            ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(target))
+            ids = tokenizer.convert_tokens_to_ids(pieces_of(tokenizer, target))
             if not ids or None in ids or tokenizer.unk_token_id in ids:
                 raise InputError(f"the tokenizer has no token for the target {target!r}; give another, or a token id")
         if len(ids) != 1:
             pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids))
             raise InputError(f"the target {target!r} is no single token: the tokenizer makes {pieces} of it; give one of these")
         return checked_index(ids[0], self.n_outputs, "token id")  # a tokenizer may have more
+
+
+def owned_labels(labels: Any) -> Tensor:
+    """Labels as a tensor that shares nothing with what was given: whole numbers of any dtype as int64.
+
+    Raises:
+        InputError: for anything but a tensor or an array that can be read.
+    """
+    if not isinstance(labels, Tensor | np.ndarray):
+        raise InputError(f"labels are a tensor, not {described(labels)}")
+    given = as_tensor(labels, "labels")
+    return as_integers(given, "labels") if holds_integers(given) else given.clone()
 
 
 def check_label_shape(labels: Tensor, expected: tuple[int, ...], what: str) -> None:
@@ -265,8 +281,8 @@ def check_label_shape(labels: Tensor, expected: tuple[int, ...], what: str) -> N
 
 def check_class_ids(labels: Tensor, expected: tuple[int, ...], n_classes: int, what: str = "class labels") -> None:
     check_label_shape(labels, expected, what)
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(f"labels are class ids (whole numbers), not {str(labels.dtype).removeprefix('torch.')}")
+    if not holds_integers(labels):
+        raise InputError(f"labels are class ids (whole numbers), not {dtype_name(labels)}")
     scored = labels[labels != IGNORED]
     if scored.numel() == 0:
         raise InputError("every label is -100, so there is nothing to score")
@@ -276,9 +292,9 @@ def check_class_ids(labels: Tensor, expected: tuple[int, ...], n_classes: int, w
 
 
 def checked_index(target: Any, n_outputs: int, what: str) -> int:
-    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < n_outputs:
+    if not is_whole(target) or not 0 <= target < n_outputs:
         raise InputError(f"the target {target!r} is no {what} of this head: a number from 0 to {n_outputs - 1}, or a name")
-    return target
+    return int(target)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

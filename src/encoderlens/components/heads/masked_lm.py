@@ -76,11 +76,9 @@ class MaskedLMHead(TokenOutputs[TextContext]):
 
     def default_positions(self, batch: TextContext) -> Tensor:
         try:
-            is_mask = batch.tokens == batch.mask_token_id
+            is_mask = batch.masks
         except InputError as error:
             raise InputError("without a tokenizer's mask token, say where with position=") from error
-        if batch.sequence.mask is not None:
-            is_mask &= batch.sequence.mask
         wrong = (is_mask.sum(1) != 1).nonzero().flatten().tolist()
         if wrong:
             places = is_mask[wrong[0]].nonzero().flatten().tolist()
@@ -89,7 +87,7 @@ class MaskedLMHead(TokenOutputs[TextContext]):
         return is_mask.int().argmax(1)
 
     def check_input(self, batch: TextContext) -> None:
-        without = (batch.tokens != batch.mask_token_id).all(dim=1).nonzero().flatten().tolist()
+        without = (~batch.masks.any(dim=1)).nonzero().flatten().tolist()
         if without:
             raise InputError(
                 f"there is no mask token to predict in sequence {', '.join(map(str, without))}: put the tokenizer's mask "
@@ -97,8 +95,7 @@ class MaskedLMHead(TokenOutputs[TextContext]):
             )
 
     def decode(self, logits: Tensor, batch: TextContext) -> list[list[str]]:
-        is_mask = batch.tokens == batch.mask_token_id
-        best = logits.argmax(-1)
+        is_mask, best = batch.masks, logits.argmax(-1)
         return [[batch.decode_ids([piece]) for piece in best[row][is_mask[row]].tolist()] for row in range(len(best))]
 
     def decode_one(self, prediction: list[str]) -> str | list[str]:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from encoderlens.components.activations import Activation
 from encoderlens.components.linear import Component, Linear, WeightView
 from encoderlens.components.norm import ScaledNorm
+from encoderlens.errors import ConfigError
 from encoderlens.hook_points import HookPoint
+from encoderlens.names import check_word
 from encoderlens.sequence import Sequence
 
 Biases = dict[str, tuple[nn.Module, str]]  # by row label: the module to whose output each is added, and its name there
@@ -86,6 +88,9 @@ class PreClassifier(Component):
     Args:
         reads: what x is: the stream at the "first" position, its "mean" over real positions, or "every" position.
         normed: whether there is a norm.
+
+    Raises:
+        ConfigError: for another ``reads``.
     """
 
     W = WeightView("dense.weight", "out d_model -> d_model out")
@@ -102,6 +107,7 @@ class PreClassifier(Component):
         norm: Callable[..., ScaledNorm],
     ) -> None:
         super().__init__()
+        check_word("reads", reads, ("first", "mean", "every"), ConfigError)
         self.reads, self.dropout = reads, dropout
         rows = "batch pos" if reads == "every" else "batch"
         self.dense = Linear(d_model, d_model, bias)

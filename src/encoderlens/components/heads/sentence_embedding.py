@@ -13,8 +13,10 @@ from encoderlens.components.heads.head import Readout
 from encoderlens.components.heads.modules import Biases
 from encoderlens.components.linear import Component, Linear, WeightView
 from encoderlens.components.norm import LayerNorm
+from encoderlens.errors import ConfigError
 from encoderlens.hook_points import HookPoint
-from encoderlens.precision import at_least_float32
+from encoderlens.names import check_word
+from encoderlens.precision import at_least_float32, lengths_of
 from encoderlens.sequence import Sequence
 
 Vectors = Float[Tensor, "batch d_sentence"]
@@ -42,10 +44,15 @@ class SentencePooling(nn.Module):
     Args:
         modes: "cls" (the first), "max", "mean", "mean_sqrt_len_tokens" (the sum over the root of their number), "weightedmean"
             (weights 1, 2, 3, …) and "lasttoken", of real positions.
+
+    Raises:
+        ConfigError: for another mode.
     """
 
     def __init__(self, modes: tuple[str, ...]) -> None:
         super().__init__()
+        for mode in modes:
+            check_word("the pooling mode", mode, POOLING_MODES, ConfigError)
         self.modes = modes
         self.hook_out = HookPoint("batch d_sentence")
 
@@ -93,7 +100,10 @@ class SentenceLayerNorm(SentenceModule):
 
 
 class SentenceNormalize(SentenceModule, Freezable):
-    """``x / |x|``. Frozen, the length takes no gradient."""
+    """``x / |x|``, and 0 for 0. Frozen, the length takes no gradient.
+
+    Half-precision input is divided in float32, which is also what the hook point sees.
+    """
 
     quantity = "ln"
 
@@ -103,8 +113,8 @@ class SentenceNormalize(SentenceModule, Freezable):
         self.hook_out = HookPoint("batch d_sentence")
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Vectors:
-        length = self.hold(x).norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return self.hook_out(x / self.hook_scale(length))
+        length = self.hook_scale(lengths_of(self.hold(x)))
+        return self.hook_out((x / length).to(x.dtype))
 
 
 class SentenceEmbedding(Readout):
