@@ -769,8 +769,9 @@ def wave_with(value: float) -> np.ndarray:
         (CLIP.astype(object), r"the waveform is a ndarray of shape \[1200\] and dtype object"),
         (CLIP.astype(str), "the waveform is a ndarray of .* dtype <U"),
         ([0.1, 0.2, 0.3], "clip 0 has 3 samples at 16000 Hz; one frame needs 28"),
-        ([0.1, 0, 0.3], "clip 0 is a float; a list of numbers is one waveform if all are floats: give an array of floating"),
+        ([0.1, 0, 0.3], "clip 0 is a float; a list of numbers is one waveform if all are floats: otherwise give an array"),
         ([100, 0, -7], "clip 0 is an int; a list of numbers is one waveform if all are floats"),
+        ((CLIP, 44_100), "clip 1 is an int; .* A rate is given as sampling_rate"),  # what soundfile.read returns
         ([np.int16(100)] * 400, "clip 0 is an int16; a list of numbers is one waveform if all are floats"),
         ([[[0.1] * 400]], "clip 0 is a list; give a tensor or an array"),
         ([CLIP, [7] * 400], "clip 1 is a list; give a tensor or an array"),
