@@ -14,7 +14,7 @@ test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
 
 fuzz: $(VENV)/.test
-	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -q tests/test_audio_fuzz.py
+	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -q --hypothesis-seed=0 tests/test_audio_fuzz.py tests/test_text_fuzz.py
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .

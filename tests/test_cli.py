@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -339,6 +340,36 @@ def test_run_on_a_sentence_encoder_shows_cosines(
     assert [row["shape"] for row in report["activations"]] == [[3, 40]]
     assert list(ActivationCache.load(out, model)) == ["sentence.pooling.hook_out"]
     assert "cut to the 12 tokens that the sentence encoder takes: text 2" in caplog.text, "as encode() cuts it"
+
+
+def test_run_on_a_sentence_encoder_compares_each_text_with_its_pair(sentence_folder: str) -> None:
+    arguments = ["run", sentence_folder, "--text", TEXTS[0], "--pair", TEXTS[1], "--text", "no", "--pair", TEXTS[3]]
+    report = json.loads(invoke(*arguments, "--json"))
+    order = [TEXTS[0], TEXTS[1], "no", TEXTS[3]]
+    assert [entry["text"] for entry in report["inputs"]] == order
+    vectors = HookedEncoder.from_pretrained(sentence_folder, device="cpu")(order, "embedding").detach()
+    assert_parity(torch.tensor([entry["embedding"] for entry in report["inputs"]]), vectors)
+    cosines = [torch.nn.functional.cosine_similarity(vectors[first], vectors[first + 1], dim=0).item() for first in (0, 2)]
+    assert ["cosine" in entry for entry in report["inputs"]] == [False, True, False, True]
+    assert [entry["cosine"] for entry in report["inputs"][1::2]] == pytest.approx(cosines, abs=1e-5)
+    shown = invoke(*arguments)
+    assert [float(line.split()[1].rstrip(",")) for line in shown.splitlines() if line.startswith("  cosine ")] == pytest.approx(
+        cosines, abs=1e-4
+    )
+
+
+def test_a_half_character_on_the_command_line_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = "the \udcff [MASK]"
+    for arguments, named in (
+        (("run", TINY_BERT, "--text", half), "input 0 has half a character"),
+        (("run", TINY_BERT, "--text", "a", "--pair", half), "the second text of input 0 has half"),
+        (("run", TINY_BERT, "--text", "the [MASK]", "--attribute", half), "the target has half"),
+        (("fill", TINY_BERT, "the [MASK]", half), "input 1 has half"),
+        (("demo", "--text", half), "input 0 has half"),
+    ):
+        assert named in fails(capsys, monkeypatch, *arguments)
 
 
 def test_run_on_one_sentence(sentence_folder: str) -> None:

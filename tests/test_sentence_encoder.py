@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from encoderlens import HookedEncoder
-from encoderlens.components.heads.sentence_embedding import POOLING_MODES
+from encoderlens.components.heads.sentence_embedding import POOLING_MODES, SentenceNormalize
 from encoderlens.config import SentenceEmbeddingPart, SentencePoolingPart
 from encoderlens.errors import (
     CheckpointNotFoundError,
@@ -27,8 +27,9 @@ from encoderlens.errors import (
     TokenizerMissingError,
     WeightsError,
 )
+from encoderlens.sequence import Sequence
 from tests.checkpoints import assert_same_tensors, edit_config, edit_tensors
-from tests.parity import assert_changed, assert_parity
+from tests.parity import assert_changed, assert_close, assert_parity
 from tests.sentences import LONG, TEXTS, edit_json, edit_modules, encoded, load, save_encoder, save_transformer
 from tests.tiny import tiny_batch, tiny_hf
 
@@ -150,6 +151,21 @@ def test_pooling_of_long_texts_in_half_precision(mode: str) -> None:
     half, double = (model(stream, "embedding", start_at_layer=3) for model in models)
     assert half.dtype == torch.float16
     assert_parity(half.double(), double, tolerance=2e-3)
+
+
+def test_the_mean_of_a_padded_text_in_half_precision() -> None:
+    """Where the sum over positions leaves the range of float16."""
+    sequence = Sequence(1, 8, torch.arange(8).expand(1, 8) < 7)
+    stream = torch.full((1, 8, 3), 20_000.0, dtype=torch.float16)
+    assert torch.equal(sequence.mean(stream), stream[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_vectors_of_any_length_are_normalised(dtype: torch.dtype) -> None:
+    """One of zeros stays so; the length of a long one may be no number of its dtype."""
+    vectors = torch.tensor([[0.0, 0, 0, 0], [3, 0, -4, 0], [50_000, 50_000, 50_000, 50_000], [1e-4, 0, 0, 0]], dtype=dtype)
+    expected = torch.tensor([[0.0, 0, 0, 0], [0.6, 0, -0.8, 0], [0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0]], dtype=dtype)
+    assert_close(SentenceNormalize()(vectors), expected)
 
 
 def test_weights_may_be_bin_files(usual: tuple[Any, Path], folder: Path) -> None:

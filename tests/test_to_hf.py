@@ -1,15 +1,18 @@
 """to_hf: back to the Hugging Face class that was loaded, bit by bit, naming what that class has no place for."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from encoderlens import EncoderConfig, HookedEncoder
 from encoderlens.config import PoolerPart, SequenceClassificationPart
+from encoderlens.errors import ConfigError
 from tests.checkpoints import BERT_CLASSES, assert_same_parameters, assert_same_tensors, edit_config, read_tensors, save_tiny
 from tests.parity import assert_parity
 from tests.tiny import TOKENIZER, tiny_batch, tiny_hf
@@ -104,6 +107,19 @@ def test_a_model_made_here_goes_too():
     back = model.to_hf()
     assert type(back).__name__ == "BertForPreTraining"
     assert_parity(back(tokens).prediction_logits, model(tokens))
+
+
+def test_a_model_made_here_trains_the_rows_that_it_says_and_its_sizes_may_come_from_numpy(unchecked: None):
+    sizes = {"d_model": 24, "d_head": 8, "n_layers": 2, "n_ctx": 9, "d_vocab": 31}
+    model = HookedEncoder({name: np.int64(size) for name, size in sizes.items()} | {"device": "cpu"})
+    back = model.to_hf()
+    assert back.get_input_embeddings().padding_idx is None
+    assert '"hidden_size": 24' in back.config.to_json_string()
+    cfg = model.cfg.encoder
+    padded = HookedEncoder(replace(cfg, embed=replace(cfg.embed, padding_idx=5)), device="cpu").to_hf()
+    assert padded.get_input_embeddings().padding_idx == 5
+    with pytest.raises(ConfigError, match=r"padding_idx .pad_token_id. is 31; it is None, or one of the 31 tokens"):
+        replace(cfg, embed=replace(cfg.embed, padding_idx=31))
 
 
 def test_classifier_made_here_keeps_its_labels_and_its_problem():

@@ -1,7 +1,6 @@
 """ActivationCache: the activations of one run, and what its residual stream is made of."""
 
 from collections.abc import Callable, Collection
-from reprlib import repr as short_repr
 from typing import Any, Literal
 
 import numpy as np
@@ -390,13 +389,14 @@ class ActivationCache(CachedRun):
             tokens = as_tensor(tokens, "the target").item()
         if not isinstance(tokens, list | tuple | Tensor | np.ndarray):
             return torch.full(shape, head.output_index(tokens, model.tokenizer), device=model.cfg.device)
-        found = short_repr(tokens) if isinstance(tokens, list | tuple) else f"{dtype_name(tokens)} {list(tokens.shape)}"
         of_positions = f" or every position {list(shape)}" if shape[1:] else ""
-        wrong = f"tokens are {found}; they are whole numbers for every sequence {list(shape[:1])}{of_positions} of the cache"
-        ids = as_indices(tokens, "tokens", wrong)
+        needed = f"they are whole numbers for every sequence {list(shape[:1])}{of_positions} of the cache"
+        listed = isinstance(tokens, list | tuple)
+        found = "a list of words or fractions, or of lists of different lengths" if listed else _kind(tokens)
+        ids = as_indices(tokens, "tokens", f"tokens are {found}; {needed}")
         rows = ids if self.has_batch_dim or ids.ndim == len(shape) else ids.unsqueeze(0)
         if rows.shape != shape[: rows.ndim]:
-            raise InputError(wrong)
+            raise InputError(f"tokens are {_kind(ids)}; {needed}")
         for extreme in torch.aminmax(ids):
             head.output_index(int(extreme), model.tokenizer)
         return rows.reshape(*rows.shape, *(1,) * (len(shape) - rows.ndim)).expand(shape).to(model.cfg.device)
@@ -511,6 +511,10 @@ class ActivationCache(CachedRun):
         elif not window.selects_all:
             rows = window.apply(rows, 1)
         return sequences.apply(rows) if self.has_batch_dim else rows[0]
+
+
+def _kind(tokens: Tensor | np.ndarray) -> str:
+    return f"{dtype_name(tokens)} {list(tokens.shape)}"
 
 
 def _check_stack(stack: Any) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from encoderlens.config import (
     PostLNPart,
     ProjectionPart,
 )
+from encoderlens.config.fields import ActivationName, Count, NotNegative, Seed, Size, check_value, frozen
 from encoderlens.errors import ConfigError
-from encoderlens.given import is_whole
 from encoderlens.names import did_you_mean
 
 
@@ -36,7 +37,7 @@ class ModelRequest:
     device: str | torch.device | None
     dtype: torch.dtype
     seed: int | None
-    tokenizer_name: str | None
+    tokenizer_name: str | Path | None
     flags: dict[str, bool]
 
 
@@ -98,7 +99,18 @@ _IDLE = (
 _READ = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "d_mlp", "act_fn", "eps", "initializer_range")
 _RUNTIME = ("device", "dtype", "seed", "tokenizer_name", "model_name", "attention_dir", "attn_scale", "d_vocab_out")
 _OWN = ("n_token_types", "tie_word_embeddings", "heads", "pooler", *ModelConfig.FLAGS)
-_WHOLE = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "n_token_types")
+# What fields hold; those that tell a sentinel from a value, or None from a default, are looked at again where they are read.
+_HELD: dict[str, Any] = {
+    **dict.fromkeys(("d_model", "n_layers", "n_ctx", "d_vocab"), Size),
+    **dict.fromkeys(("n_heads", "d_head", "d_vocab_out"), int),
+    **{"d_mlp": Size | None, "n_token_types": Count, "act_fn": ActivationName, "eps": NotNegative},
+    **{"initializer_range": float, "attn_scale": float, "seed": Seed | None, "tie_word_embeddings": bool},
+    **{"tokenizer_name": str | Path | None, "model_name": str | None, "heads": tuple[str, ...], "pooler": bool},
+    **dict.fromkeys(("conv_dim", "conv_kernel", "conv_stride"), tuple[Size, ...]),
+    **dict.fromkeys(("num_conv_pos_embeddings", "num_conv_pos_embedding_groups"), Size),
+    "mask_embed": bool,
+}
+_OF_TEXT = ("n_token_types", "tokenizer_name", "heads", "pooler")  # that models which read waveforms do not have
 
 
 def request_from_dict(values: dict[str, Any]) -> ModelRequest:
@@ -112,6 +124,7 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         ConfigError: for a missing or unknown field, ``attention_dir="causal"``, or a field that asks for something that this
             encoder does not have.
     """
+    values = {name: frozen(value) for name, value in values.items()}
     d_model, n_heads, d_head = _checked(values, ("d_model", "n_layers", "n_ctx", "d_vocab"))
     if values.get("d_vocab_out", -1) not in (-1, values["d_vocab"]):
         raise ConfigError("d_vocab_out differs from d_vocab: the masked-LM head scores the word pieces of the embedding")
@@ -120,7 +133,7 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         "masked_lm": MaskedLMPart(act_fn, values.get("tie_word_embeddings", True)),
         "next_sentence": NextSentencePart(),
     }
-    heads = tuple(values.get("heads", available))
+    heads = values.get("heads", tuple(available))
     encoder = EncoderConfig(
         family="bert",
         original_architecture=_class_with(heads),
@@ -130,12 +143,12 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         positions=AbsolutePositionsPart(values["n_ctx"]),
         attention=AttentionPart(n_heads, d_head),
         norm=LayerNormPart(values.get("eps", 1e-12)),
-        mlp=MLPPart(values.get("d_mlp") or 4 * d_model, act_fn),
+        mlp=MLPPart(_given(values, "d_mlp", 4 * d_model), act_fn),
         block=PostLNPart(),
         pooler=PoolerPart() if values.get("pooler", True) else None,
         heads=tuple(available[task] for task in heads),
         initializer_range=_initializer_range(values),
-        model_name=values.get("model_name", "custom"),
+        model_name=_given(values, "model_name", "custom"),
     )
     return _request(encoder, values)
 
@@ -177,25 +190,30 @@ def audio_request_from_dict(values: dict[str, Any]) -> ModelRequest:
     Raises:
         ConfigError: as ``request_from_dict``.
     """
+    values = {name: frozen(value) for name, value in values.items()}
+    of_text = [name for name in _OF_TEXT if values.get(name) is not None]
+    if of_text:
+        raise ConfigError(f"{', '.join(of_text)}: of models that read text; leave out what an audio encoder does not have")
     shape = {name: values.get(name, default) for name, default in _FRONTEND.items()}
     common = {name: value for name, value in values.items() if name not in (*_FRONTEND, "n_ctx", "d_vocab", "d_vocab_out")}
+    _check_kinds(shape)
     d_model, n_heads, d_head = _checked(common, ("d_model", "n_layers"))
-    eps, channels = values.get("eps", 1e-5), tuple(shape["conv_dim"])
+    eps, channels = values.get("eps", 1e-5), shape["conv_dim"]
     encoder = EncoderConfig(
         family="hubert",
         original_architecture="HubertModel",
         d_model=d_model,
         n_layers=values["n_layers"],
-        frontend=FrontendPart(channels, tuple(shape["conv_kernel"]), tuple(shape["conv_stride"])),
+        frontend=FrontendPart(channels, shape["conv_kernel"], shape["conv_stride"]),
         projection=ProjectionPart(channels[-1], eps),
         embed=AudioEmbedPart(masks=shape["mask_embed"]),
         positions=ConvPositionsPart(shape["num_conv_pos_embeddings"], shape["num_conv_pos_embedding_groups"]),
         attention=AttentionPart(n_heads, d_head),
         norm=LayerNormPart(eps),
-        mlp=MLPPart(values.get("d_mlp") or 4 * d_model, values.get("act_fn", "gelu")),
+        mlp=MLPPart(_given(values, "d_mlp", 4 * d_model), values.get("act_fn", "gelu")),
         block=PostLNPart(),
         initializer_range=_initializer_range(values),
-        model_name=values.get("model_name", "custom"),
+        model_name=_given(values, "model_name", "custom"),
     )
     return _request(encoder, values)
 
@@ -212,14 +230,25 @@ def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, in
     missing = [name for name in required if name not in values]
     if missing:
         raise ConfigError(f"the configuration lacks {', '.join(missing)}")
-    for name in _WHOLE:
-        if not is_whole(values.get(name, 1)):
-            raise ConfigError(f"{name} is {values[name]!r}; it must be a positive whole number")
-    n_heads, d_head = _heads(values, values["d_model"])
+    _check_kinds(values)
+    d_model = values["d_model"]
+    n_heads, d_head = _heads(values, d_model)
     attn_scale = values.get("attn_scale", -1.0)
     if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
         raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
-    return values["d_model"], n_heads, d_head
+    return d_model, n_heads, d_head
+
+
+def _check_kinds(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if name in _HELD:
+            check_value(name, value, _HELD[name])
+
+
+def _given(values: dict[str, Any], name: str, default: Any) -> Any:
+    """A field's value; its default where it is left out, or None."""
+    value = values.get(name)
+    return default if value is None else value
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:

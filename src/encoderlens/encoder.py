@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
-from encoderlens.components.effective import REMEDY, computed_weights
+from encoderlens.components.effective import REMEDY, effective_weights
 from encoderlens.components.heads import owned_labels
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Step
 from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfig
+from encoderlens.config.fields import Seed, check_value, frozen
 from encoderlens.devices import check_move, device_named
-from encoderlens.errors import ConfigError, InputError, TaskError, WeightsError
+from encoderlens.errors import InputError, TaskError, WeightsError
 from encoderlens.given import Whole, as_tensor, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
@@ -162,12 +164,14 @@ class Encoder(WeightStacks, ABC):
             ConfigError: for a seed that is no whole number.
             WeightsError: for weights that are made of others.
         """
-        if not is_whole(seed) and seed is not None:
-            raise ConfigError(f"seed is {seed!r}; it must be a whole number")
-        computed = [name for _, _, name in computed_weights(self)]
+        seed = frozen(seed)
+        check_value("seed", seed, Seed | None)
+        computed = effective_weights(self)
         if computed:
-            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
-        seed = int(torch.randint(2**62, ()).item()) if seed is None else int(seed)
+            raise WeightsError(
+                f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
+            )
+        seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -223,7 +227,7 @@ class Encoder(WeightStacks, ABC):
             self._task = task
 
     def _check_task(self, task: str | None) -> None:
-        if task is not None and task not in self.heads:
+        if task is not None and not (isinstance(task, str) and task in self.heads):
             raise TaskError(f"the model has no {task!r} head; its heads: {self.head_names()}{did_you_mean(task, self.heads)}")
 
     def head_names(self) -> str:
@@ -462,7 +466,7 @@ class Encoder(WeightStacks, ABC):
         Raises:
             InputError: for anything else.
         """
-        resid = as_tensor(resid, "the residual stream") if isinstance(resid, Tensor) else resid
+        resid = as_tensor(resid, "the residual stream") if isinstance(resid, Tensor | np.ndarray) else resid
         if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
             found = list(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
             raise InputError(f"with start_at_layer the input is a residual stream [batch pos {self.cfg.d_model}], not {found}")

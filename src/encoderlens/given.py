@@ -67,7 +67,7 @@ def as_integers(value: Any, what: str) -> Int[Tensor, "..."]:
         raise InputError(f"{what} holds whole numbers, not {dtype_name(given)}")
     whole = given.detach().to(torch.int64, copy=True)
     if given.dtype == torch.uint64 and bool((whole < 0).any()):
-        raise InputError(f"{what} holds numbers beyond {torch.iinfo(torch.int64).max}, which nothing here counts up to")
+        raise InputError(f"{what} holds numbers beyond {torch.iinfo(torch.int64).max}; give numbers that an int64 holds")
     return whole
 
 

@@ -180,7 +180,8 @@ class HookedEncoder(PretrainedEncoder):
     def to_tokens(
         self, input: TextInput, move_to_device: bool = True, truncate: bool = True
     ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-        """Tokens, token types and one-zero mask [batch pos] of a text, a pair ``(a, b)``, or a list of either.
+        """Tokens, token types and one-zero mask [batch pos] of a text, a pair ``(a, b)``, or a list of either. Threads that
+        share a tokenizer take turns.
 
         Args:
             move_to_device: put them on the model's device.
@@ -272,7 +273,9 @@ class HookedEncoder(PretrainedEncoder):
                 ``labels``; "embedding", a sentence encoder's vector of each text [batch d_sentence]; None, to run no head and
                 return nothing. Left out: "logits" if there is a head, else "embedding" of a sentence encoder, else "hidden".
             token_type_ids: segments [batch pos], 0 everywhere by default (from the tokenizer for text).
-            one_zero_attention_mask: 1 or True at real positions [batch pos]; by default all (from the tokenizer for text).
+            one_zero_attention_mask: 1 or True at real positions [batch pos]; by default all (from the tokenizer for text). With
+                padding in front, as in Hugging Face, a model with a plain table of positions ("absolute" in the README) counts
+                it, so that a text's numbers depend on its batch; and heads that read [CLS] read the first position.
             labels: for "loss": class ids in the shape of the head's logits without the last axis (question answering: first
                 and last position [batch 2]); -100 is left out of the mean.
             logits_at: unembed only these positions: an int, a list of ints, or a tensor [k] or [batch k].

@@ -115,7 +115,8 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         AnalysisError: with the first such part, and the remedy.
     """
-    training = next((name for name, module in model.named_modules() if module.training), None)
+    parts = ((name, part) for name, part in model.named_modules() if not isinstance(part, nn.ModuleDict | nn.ModuleList))
+    training = next((name for name, part in parts if part.training), None)  # not of containers: parametrising adds new ones
     if training is not None:
         where = f"{training} of the model" if training else "the model"
         raise AnalysisError(f"{where} is in training mode, where dropout changes every run; call model.eval() first")

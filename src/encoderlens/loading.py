@@ -8,6 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from encoderlens.components.effective import effective_weights, weight_made_of
 from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
 from encoderlens.families import REGISTRY, family_of
@@ -22,6 +25,7 @@ from encoderlens.sentence_folder import (
     score_function,
     transformer_folder,
 )
+from encoderlens.state_dicts import unwrapped
 from encoderlens.tensor_source import (
     WEIGHT_FILES,
     JoinedSource,
@@ -67,7 +71,8 @@ class Checkpoint:
         name: what it was asked for as.
         leave: tensors that no part takes are left, not refused.
         sentence: what follows the transformer in a sentence encoder; None for any other checkpoint.
-        dropped: tensors of heads that nobody asked for and that are not whole.
+        dropped: tensors that are not needed: of heads that nobody asked for and that are not whole, and of which weights of a
+            parametrised or pruned Hugging Face model are made.
     """
 
     family: Family
@@ -101,7 +106,7 @@ def embedded_names() -> list[str]:
 
 
 def open_checkpoint(
-    model_name: str | None, *, hf_model: Any = None, revision: str | None = None, task: str | None = None
+    model_name: str | None, *, hf_model: Any = None, revision: str | None = None, task: Any = None
 ) -> Checkpoint:
     """Open a checkpoint by name, or a Hugging Face model in memory.
 
@@ -111,6 +116,8 @@ def open_checkpoint(
         TaskError: for a task whose head the checkpoint does not have.
         WeightsError: for damaged files, or a declared head without weights.
     """
+    if not isinstance(task, str | None):
+        raise TaskError(f"task={task!r}; it is the name of a head, or {ENCODER_TASK!r} for just the encoder")
     if hf_model is not None:
         return _from_hf_model(hf_model, model_name, task)
     if not model_name:
@@ -122,13 +129,23 @@ def open_checkpoint(
     values = _read_json(folder / "config.json")
     family = family_of(values.get("model_type"), where)
     config = _complete(family, values, where)
-    declared = [family.old_classes.get(name, name) for name in values.get("architectures") or []]
+    declared = [family.old_classes.get(name, name) for name in _architectures(values, where)]
     source = open_folder(folder)
     if sentence is None:
         return _understand(family, declared, config, source, task, where, folder, model_name)
     found = _understand(family, _with_weights(family, declared, source), config, source, task, where, folder, model_name)
     joined = JoinedSource({"": source, **{f"{name}/": weights for name, weights in sentence.sources.items()}})
     return replace(found, source=joined, sentence=sentence.part)
+
+
+def _architectures(values: Mapping[str, Any], where: str) -> list[str]:
+    """The classes that a configuration names; none if it names none."""
+    names = values.get("architectures")
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where}: architectures is {names!r}; it must be a list of names of classes")
+    return names
 
 
 def _with_weights(family: Family, declared: list[str], source: TensorSource) -> list[str]:
@@ -143,7 +160,9 @@ def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> C
     import transformers
 
     if not isinstance(hf_model, transformers.PreTrainedModel):
-        raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}")
+        inside = ": give the model inside it (torch.compile's ._orig_mod, DataParallel's .module)"
+        remedy = inside if isinstance(hf_model, nn.Module) else ""
+        raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}{remedy}")
     hf_class = type(hf_model).__name__
     if type(hf_model) is not getattr(transformers, hf_class, None) and task != ENCODER_TASK:
         raise UnknownArchitectureError(
@@ -151,9 +170,13 @@ def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> C
             "anything. task='encoder' loads just its encoder, if that is one of transformers"
         )
     family = family_of(hf_model.config.model_type, hf_class)
-    source = without_wrappers(MemorySource(hf_model.state_dict(), hf_class), hf_class)
+    state, made = hf_model.state_dict(), effective_weights(hf_model)
+    source = without_wrappers(MemorySource(state | made, hf_class), hf_class)
     config = hf_model.config.to_dict()
-    return _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
+    found = _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
+    # A family's table names either a weight that is made of others, or these; whatever it does not name is not needed.
+    spare = (unwrapped(name) for name in (*made, *state) if name in made or weight_made_of(name) in made)
+    return replace(found, dropped=(*found.dropped, *spare))
 
 
 def _understand(
@@ -167,6 +190,12 @@ def _understand(
     name: str,
 ) -> Checkpoint:
     _check_code(family, config, where)
+    quantised = config.get("quantization_config")
+    if quantised:
+        raise ConfigError(
+            f"{where}: quantization_config={quantised!r} is not understood: weights are read as numbers, not as codes of them. "
+            "Load the model that this one was made from, or give hf_model= after hf_model.dequantize()"
+        )
     present = family.parts_in(source.tensors)
     if task == ENCODER_TASK:
         parts = present & NOT_HEADS
@@ -275,7 +304,8 @@ def _task_of(task: str | None, tasks: tuple[str, ...], parts: frozenset[str], wh
         return tasks[0] if tasks else (carried[0] if carried else None)
     if task not in carried:
         has = f"it has {', '.join(carried)}" if carried else "it has no head"
-        raise TaskError(f"{where} has no {task!r} head: {has}; task='encoder' loads just the encoder")
+        suggestion = did_you_mean(task, [*carried, ENCODER_TASK])
+        raise TaskError(f"{where} has no {task!r} head: {has}; task='encoder' loads just the encoder{suggestion}")
     return task
 
 

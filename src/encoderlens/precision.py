@@ -22,6 +22,11 @@ def model_dtype(dtype: Any) -> torch.dtype:
     return dtype
 
 
+def lengths_of(vectors: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows 1"]:
+    """The Euclidean length of each vector, in float32 or wider; at least 1e-12, so that a zero vector can be divided by it."""
+    return at_least_float32(vectors).norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
 def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """A half-precision tensor in float32; a wider one as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

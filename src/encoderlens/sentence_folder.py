@@ -53,6 +53,8 @@ def score_function(folder: Path | None, config: Mapping[str, Any]) -> str | None
     """
     settings = {} if folder is None else _read_if_there(folder / SETTINGS)
     inside = config.get("sentence_transformers") or {}
+    if not isinstance(inside, Mapping):
+        raise ConfigError(f"{folder or 'the configuration'}: sentence_transformers={inside!r}; it must hold settings by name")
     found = settings.get("activation_fn") or inside.get("activation_fn") or config.get("sbert_ce_default_activation_function")
     if found is None:
         return None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from encoderlens.errors import InputError
 from encoderlens.given import as_indices
+from encoderlens.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class Sequence:
         """The mean of x over real positions."""
         if self.mask is None:
             return x.mean(1)
-        return self.zeroed(x).sum(1) / self.mask.sum(1, keepdim=True)
+        total = at_least_float32(self.zeroed(x)).sum(1)  # which soon leaves the range of float16
+        return (total / self.mask.sum(1, keepdim=True)).to(x.dtype)
 
     def last(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch width"]:
         """x at each sequence's last real position."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from encoderlens import state_dicts
 from encoderlens.errors import CheckpointNotFoundError, WeightsError
@@ -34,11 +35,17 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a stored tensor without reading it."""
+    """What is known of a stored tensor without reading it.
+
+    Attributes:
+        origin: the file, or what else holds it.
+        fault: why it cannot be read, and the remedy; empty if it can.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     origin: str
+    fault: str = ""
 
 
 class TensorSource(ABC):
@@ -60,7 +67,7 @@ class MemorySource(TensorSource):
 
     def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
         self._values = tensors
-        self.tensors = {name: TensorInfo(tuple(value.shape), value.dtype, origin) for name, value in tensors.items()}
+        self.tensors = {name: TensorInfo(_shape(value), value.dtype, origin, _fault(value)) for name, value in tensors.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         value = self._values[name].detach()
@@ -68,6 +75,24 @@ class MemorySource(TensorSource):
 
     def read_into(self, name: str, target: Tensor, start: int = 0) -> None:
         target.copy_(self.read(name, start, start + (len(target) if target.ndim else 1)))
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    """A tensor's shape; empty for one that has none, which cannot be read either."""
+    return () if value.is_nested or is_lazy(value) else tuple(value.shape)
+
+
+def _fault(value: Tensor) -> str:
+    """Why a tensor in memory cannot be read, and the remedy; empty if it can."""
+    if is_lazy(value):
+        return "is not initialised: run the model once"
+    if value.is_meta:
+        return "is on the meta device, which holds no numbers: load the weights of the model first"
+    if value.layout != torch.strided or value.is_nested:
+        return f"is sparse or nested ({value.layout}): take its to_dense(), or to_padded_tensor()"
+    if type(value) not in (Tensor, nn.Parameter):
+        return f"is a {type(value).__name__}, not a plain tensor: make one of it first (dequantise it, or gather its shards)"
+    return ""
 
 
 class SafetensorsSource(TensorSource):
@@ -157,7 +182,10 @@ def _are_counts(values: object) -> bool:
 
 def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
     if name not in _DTYPES:
-        raise WeightsError(f"{path}: {tensor} has dtype {name}; supported are {', '.join(_DTYPES)}")
+        raise WeightsError(
+            f"{path}: {tensor} has dtype {name}; supported are {', '.join(_DTYPES)}. If the weights are quantised, take "
+            "those that they were made from"
+        )
     return _DTYPES[name]
 
 

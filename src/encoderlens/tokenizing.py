@@ -19,8 +19,8 @@ def tokenized(tokenizer: Any, texts: list[Any], **options: Any) -> Any:
         return tokenizer(*columns, verbose=False, **options)
 
 
-def pieces(tokenizer: Any, text: str) -> list[str]:
-    """The tokens of a text, without special ones, also those that the vocabulary lacks."""
+def pieces_of(tokenizer: Any, text: str) -> list[str]:
+    """The tokens of a text as they are, without special ones."""
     with _lock_of(tokenizer):
         return tokenizer.tokenize(text)
 

@@ -13,9 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from encoderlens.components.effective import REMEDY, computed_weights, effective
+from encoderlens.components.effective import REMEDY, effective_weights
 from encoderlens.errors import WeightsError
 from encoderlens.names import did_you_mean
+from encoderlens.precision import DTYPES
 from encoderlens.state_dicts import unwrapped
 from encoderlens.tensor_source import TensorSource
 
@@ -155,13 +156,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     A weight that is made of others is there too, as what it is now.
     """
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    tensors |= {name: effective(module, own) for module, own, name in computed_weights(model)}
-    return {unwrapped(name): tensor for name, tensor in tensors.items()}
+    return {unwrapped(name): tensor for name, tensor in (tensors | effective_weights(model)).items()}
 
 
 def computed_names(model: nn.Module) -> list[str]:
     """The weights of a model that are made of others."""
-    return [unwrapped(name) for _, _, name in computed_weights(model)]
+    return [unwrapped(name) for name in effective_weights(model)]
 
 
 def present(rows: Iterable[Row], model: nn.Module) -> list[Row]:
@@ -238,6 +238,10 @@ def apply(
     skipped = [name for name in source.tensors if name not in used and matches(name, ignored)]
     aside = [name for name in source.tensors if name not in used and matches(name, kept)]
     over = [name for name in source.tensors if name not in used and name not in skipped and name not in aside]
+    for name in (*used, *aside):
+        _check_readable(name, source)
+    for name in used:
+        _check_dtype(name, source)
     _check_missing(found, parameters, source)
     if over and not leave:
         origin = source.tensors[over[0]].origin
@@ -295,7 +299,9 @@ def translated(
         if piece is None:
             continue
         parameter = parameters[row.target]
-        _check_shape(row, piece, parameter, source, sizes, crop=False)
+        _check_readable(piece.name, source)
+        _check_dtype(piece.name, source)
+        _check_shape(row, piece, parameter, source, sizes)
         parts = [values for _, _, values in _chunks(row, piece, parameter, source, sizes)]
         found[row.target] = (piece.name, torch.cat(parts))
     return found
@@ -316,7 +322,9 @@ def _check_missing(found: list[tuple[Row, Piece | None]], tensors: Mapping[str, 
         raise WeightsError(f"the family's table fills no parameter {few(bare)}")
 
 
-def _check_shape(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int], crop: bool) -> None:
+def _check_shape(
+    row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int], crop: bool = False
+) -> None:
     name, info = piece.name, source.tensors[piece.name]
     expected = (piece.count * len(parameter), *parameter.shape[1:])
     if row.pattern:
@@ -329,8 +337,21 @@ def _check_shape(row: Row, piece: Piece, parameter: Tensor, source: TensorSource
             f"{info.origin}: {name} has shape {list(info.shape)}, the configuration calls for {list(expected)} "
             f"({row.target}{pattern}){remedy}"
         )
-    if not info.dtype.is_floating_point:
-        raise WeightsError(f"{info.origin}: {name} has dtype {info.dtype}; weights are floating-point numbers")
+
+
+def _check_readable(name: str, source: TensorSource) -> None:
+    info = source.tensors[name]
+    if info.fault:
+        raise WeightsError(f"{info.origin}: {name} {info.fault}")
+
+
+def _check_dtype(name: str, source: TensorSource) -> None:
+    info = source.tensors[name]
+    if info.dtype not in DTYPES:
+        raise WeightsError(
+            f"{info.origin}: {name} has dtype {info.dtype}; weights are floating-point numbers of 16 bits or more. If they are "
+            "quantised, take those that they were made from, or dequantise them first"
+        )
 
 
 @torch.no_grad()

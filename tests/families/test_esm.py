@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import EsmForMaskedLM, EsmTokenizer
 
-from encoderlens import HookedEncoder
+from encoderlens import HookedEncoder, HookPoint
 from encoderlens.analysis import contacts, direct_logit_attribution
 from encoderlens.components.rotary import RotaryFrequencies, frequencies
 from encoderlens.errors import AnalysisError, ConfigError, HookUnreachableError, TaskError, WeightsError
@@ -236,6 +236,32 @@ def test_contacts_of_proteins(proteins: Any) -> None:
     best = alone.top(1)[0]
     assert best.value == pytest.approx(float(alone.values.max()))
     assert json.loads(found.to_json())["values"][1][0][21:] == [None] * 55
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_head_without_attention_has_the_feature_zero(dtype: torch.dtype) -> None:
+    """A hook takes the attention of one head; the ends of the last sequence that of all its heads."""
+    hf_model = tiny_hf("EsmForMaskedLM", layer_norm_eps=1e-5)
+    model = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu", dtype=dtype)
+    tokens, features = tiny_batch()["tokens"], []
+    tokens[2, 1:] = model.require_contact_head().eos
+    n_heads = model.cfg.n_heads
+
+    def take(pattern: Tensor, hook: HookPoint) -> Tensor:
+        return pattern.index_fill(1, torch.tensor(2), 0.0)
+
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        features.append(tensor.detach())
+
+    with model.hooks([("blocks.1.attn.hook_pattern", take), ("contact_head.hook_features", keep)]):
+        found = model.contacts(tokens)
+        found.sum().backward()
+    others = torch.arange(features[0].shape[1]) != n_heads + 2
+    assert not features[0][:, ~others].any()
+    assert not features[0][2].any()
+    assert all(features[0][example, head].any() for example in (0, 1) for head in others.nonzero())
+    assert found.isfinite().all()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_gradients_of_contacts(proteins: Any) -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from encoderlens import HookedEncoder
+from encoderlens.components.embed import AbsolutePositions
 from encoderlens.errors import InputError
 from tests.families.test_parity import run_hf
-from tests.parity import assert_parity
+from tests.parity import assert_changed, assert_parity
 from tests.text_families import ENCODERS, MASKED_LM, hf_twin, text_model
 from tests.tiny import tiny_batch
 
@@ -45,6 +46,20 @@ def test_padding_on_either_side_and_inside(hf_class: str, variant: str) -> None:
     tokens = tokens.masked_fill(mask == 0, pad)
     tokens[3, 5] = pad  # a padding token that the mask calls real
     assert_as_hugging_face(hf_model, model, as_batch(model, tokens, mask))
+
+
+@pytest.mark.parametrize("hf_class", ENCODERS.values())
+def test_padding_in_front_moves_a_text_along_a_table_of_positions_and_along_nothing_else(hf_class: str) -> None:
+    hf_model, model = hf_twin(hf_class), text_model(hf_class, None, "plain", torch.float32)
+    pad = hf_model.get_input_embeddings().padding_idx
+    alone = as_batch(model, 10 + torch.arange(6)[None], torch.ones(1, 6, dtype=torch.long))
+    padded = {name: torch.nn.functional.pad(tensor, (3, 0)) for name, tensor in alone.items()}
+    padded["tokens"][:, :3] = pad
+    ours, moved = hidden(model, alone), hidden(model, padded)[:, 3:]
+    if type(model.embed.pos_embed) is AbsolutePositions:
+        assert_changed(moved, ours)
+    else:
+        assert_parity(moved, ours)
 
 
 @every_encoder

@@ -18,6 +18,7 @@ from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError, TaskError
 from encoderlens.given import Whole
 from encoderlens.linearised import direct_rows, require_eval
+from encoderlens.precision import lengths_of
 from encoderlens.run_state import RunState
 
 SECOND = "component of the second"
@@ -145,13 +146,14 @@ def _embedding_of(model: Encoder) -> SentenceEmbedding:
 def _unit(model: Encoder, batch: Batch) -> Float[Tensor, "batch d_sentence"]:
     """The embeddings, at a length of one."""
     with torch.no_grad():
-        return torch.nn.functional.normalize(model(batch, return_type="embedding"), dim=-1)
+        vectors = model(batch, return_type="embedding")
+        return (vectors / lengths_of(vectors)).to(vectors.dtype)
 
 
 def _cosine(model: Encoder, batch: Batch, other: Float[Tensor, "batch d_sentence"]) -> Float[Tensor, " batch"]:
     """The cosines, the length of the embeddings held fixed."""
     vectors = model(batch, return_type="embedding")
-    return (vectors / vectors.detach().norm(dim=-1, keepdim=True) * other).sum(-1)
+    return ((vectors / lengths_of(vectors.detach())).to(vectors.dtype) * other).sum(-1)
 
 
 def _by_position(
@@ -170,7 +172,7 @@ def _by_position(
         columns = [_products(vector, stream, some) for some in every.split(CHUNK)]
     with torch.no_grad():
         rows = torch.cat(columns, 1)
-        rows = torch.cat([rows, (vector - rows.sum(0))[None]]) / vector.norm()
+        rows = (torch.cat([rows, (vector - rows.sum(0))[None]]) / lengths_of(vector)).to(vector.dtype)
     return rows, (*batch.position_labels, "bias")
 
 

@@ -79,7 +79,7 @@ def fill_mask(model: HookedEncoder, inputs: Any, top_k: Whole = 5, *, batch_size
     Args:
         model: a model in eval mode, with a masked-LM head and a tokenizer with a mask token.
         inputs: a text, a pair, token ids [pos]; a list of texts or pairs, token ids [batch pos]; or what ``model.prepare`` made
-            of any of these. Each has one mask token or more.
+            of any of these. Each has one mask token or more that is no padding.
         top_k: how many tokens to keep for each mask.
         batch_size: how many texts run at a time.
 

@@ -1,6 +1,6 @@
 """What ``encoderlens run`` reads: texts, or audio files, each with what is shown of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Item:
         shown: what is known of it, for the report.
         focus: the positions that the lens looks at when none is asked for; None for the analysis' own default.
         attributed: the position whose logit is attributed when none is asked for; None for the analysis' own default.
+        other: the number of the input that its embedding is compared with; None for none.
     """
 
     option: str
@@ -30,6 +31,7 @@ class Item:
     shown: dict[str, Any]
     focus: list[int] | None
     attributed: int | None
+    other: int | None = None
 
 
 def text_items(model: HookedEncoder, texts: list[Any]) -> list[Item]:
@@ -44,6 +46,18 @@ def text_items(model: HookedEncoder, texts: list[Any]) -> list[Item]:
         Item(f"--text {text!r}", text, {"text": text, "tokens": pieces}, mask_positions(model, text), None)
         for text, pieces in zip(texts, tokens, strict=True)
     ]
+
+
+def sentence_items(model: HookedEncoder, pairs: list[tuple[str, str]]) -> list[Item]:
+    """Pairs of texts that are each embedded by themselves: one after the other, the second to be compared with the first.
+
+    Raises:
+        InputError: for a text that the model cannot read at all.
+    """
+    items = text_items(model, [text for pair in pairs for text in pair])
+    for number in range(1, len(items), 2):
+        items[number] = replace(items[number], option=f"--pair {items[number].value!r}", other=number - 1)
+    return items
 
 
 def mask_positions(model: HookedEncoder, text: Any) -> list[int] | None:

@@ -15,7 +15,7 @@ from encoderlens import loading
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.analysis import Result, direct_logit_attribution, logit_lens
 from encoderlens.cli.common import AsJson, Model, Task, open_audio_model, open_text_model
-from encoderlens.cli.items import Item, audio_items, text_items
+from encoderlens.cli.items import Item, audio_items, sentence_items, text_items
 from encoderlens.errors import InputError
 from encoderlens.precision import at_least_float32
 from encoderlens.pretrained_encoder import PretrainedEncoder
@@ -25,7 +25,13 @@ Files = Annotated[
     list[Path] | None,
     typer.Option("--audio", help="A WAV or FLAC file, for models that read waveforms; repeat it for several."),
 ]
-Pairs = Annotated[list[str] | None, typer.Option("--pair", help="The second text of each --text, for heads that read pairs.")]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pair",
+        help="A second text for each --text: of one pair, for heads that read pairs; to compare, for sentence encoders.",
+    ),
+]
 Hooks = Annotated[
     list[str] | None, typer.Option("--hooks", help="Hook points to keep, as 'encoderlens info' names them; repeatable.")
 ]
@@ -93,11 +99,15 @@ def _opened(
             raise InputError(f"{model} reads text: give --text")
         audio_encoder = open_audio_model(model, task)
         return audio_encoder, *audio_items(audio_encoder, files)
-    paired = _paired(texts or [], pairs)
+    texts, paired = texts or [], _paired(texts or [], pairs or [])
     if loading.modality_of(model) != "text":
         raise InputError(f"{model} reads audio: give --audio")
     encoder = open_text_model(model, task)
-    return encoder, text_items(encoder, paired), encoder.prepare(paired)
+    if paired and encoder.sentence_embedding is not None and task is None:
+        items = sentence_items(encoder, paired)
+    else:
+        items = text_items(encoder, paired or texts)
+    return encoder, items, encoder.prepare([item.value for item in items])
 
 
 def _richest(encoder: PretrainedEncoder) -> str:
@@ -107,9 +117,10 @@ def _richest(encoder: PretrainedEncoder) -> str:
     return "hidden" if encoder.sentence_embedding is None else "embedding"
 
 
-def _paired(texts: list[str], pairs: list[str] | None) -> list[str] | list[tuple[str, str]]:
+def _paired(texts: list[str], pairs: list[str]) -> list[tuple[str, str]]:
+    """Each --text with its --pair; empty without any --pair."""
     if not pairs:
-        return texts
+        return []
     if len(pairs) != len(texts):
         raise InputError(f"there are {len(texts)} --text and {len(pairs)} --pair; give one --pair for each --text")
     return list(zip(texts, pairs, strict=True))
@@ -134,6 +145,9 @@ def _report(encoder: PretrainedEncoder, items: list[Item], batch: Any) -> dict[s
             entry["embedding"] = vector
         unit = torch.nn.functional.normalize(vectors, dim=-1)
         report["cosines"] = (unit @ unit.mT).tolist()
+        for entry, item, row in zip(inputs, items, report["cosines"], strict=True):
+            if item.other is not None:
+                entry["cosine"] = row[item.other]
         return report
     return report if note is None else report | {"note": note}
 
@@ -200,6 +214,8 @@ def _show(report: dict[str, Any]) -> None:
         if "embedding" in entry:
             vector = entry["embedding"]
             console.print(f"  embedding   {len(vector)} numbers, of length {math.hypot(*vector):.4g}", highlight=False)
+        if "cosine" in entry:
+            console.print(f"  cosine      {entry['cosine']:.4f}, with the text in front", highlight=False)
         for name in ("lens", "attribution"):
             if name in entry:
                 console.print(entry[name])

@@ -76,13 +76,19 @@ class Activation(Freezable):
             )
 
     def _gain(self, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return torch.where(x == 0, self._slope_at_zero(), y / x)
+        tiny = torch.finfo(x.dtype).smallest_normal
+        if x.dtype == torch.float16:  # whose range is so small that act(x) loses digits long before it is like its slope
+            wide = x.float()
+            return torch.where(y.abs() < tiny, self._gain(wide, self.fn(wide)).half(), y / x)
+        left, right = x.new_tensor(self._slopes_at_zero())
+        near_zero = x.abs() < tiny**0.5  # where squares underflow, and act(x) is its slope times x as far as numbers go
+        return torch.where(near_zero, torch.where(x > 0, right, left), y / x)
 
-    def _slope_at_zero(self) -> float:
-        with torch.inference_mode(False), torch.enable_grad():
-            zero = torch.zeros((), requires_grad=True)
-            (slope,) = torch.autograd.grad(self.fn(zero), zero)
-        return float(slope)
+    def _slopes_at_zero(self) -> list[float]:
+        """To the left and to the right, which differ at a kink; at 0 itself torch, too, takes the left one."""
+        least = torch.finfo(torch.float64).smallest_normal ** 0.5
+        sides = torch.tensor([-least, least], dtype=torch.float64, device="cpu")
+        return (self.fn(sides) / sides).tolist()
 
 
 class GatedActivation(Freezable):
@@ -103,6 +109,6 @@ class GatedActivation(Freezable):
 
 
 def _known(name: Any) -> Callable[[Tensor], Tensor]:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {name!r}{did_you_mean(str(name), ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation {name!r}{did_you_mean(name, ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]

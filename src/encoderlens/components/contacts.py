@@ -16,7 +16,8 @@ class ContactHead(Component):
     ``F_ij = S_ij - S_i S_j / S`` is the attention ``S_ij = A_ij + A_ji`` between two positions beyond what each of them has
     with all (``S_i`` is a row's sum, ``S`` that of all rows; Dunn et al. 2008), of head h of all layers' heads.
 
-    The token in front and the last position are left out, and attention from and to padding, or the end of a sequence, is zero.
+    A head without any such attention has the feature 0. The token in front and the last position are left out, and attention
+    from and to padding, or the end of a sequence, is zero.
 
     Args:
         eos: the id of the token at the end of each sequence.
@@ -55,6 +56,7 @@ class ContactHead(Component):
 
 
 def _corrected(attention: Float[Tensor, "*rows residue residue"]) -> Float[Tensor, "*rows residue residue"]:
-    """The average product correction (Dunn et al. 2008)."""
+    """The average product correction (Dunn et al. 2008). Of attention that is zero everywhere there is nothing to correct."""
     rows, columns = attention.sum(-1, keepdim=True), attention.sum(-2, keepdim=True)
-    return attention - rows * columns / attention.sum((-2, -1), keepdim=True)
+    empty = (attention == 0).all(-1, keepdim=True).all(-2, keepdim=True)
+    return attention - rows * (columns / attention.sum((-2, -1), keepdim=True).masked_fill(empty, 1.0))

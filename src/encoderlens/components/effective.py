@@ -5,7 +5,7 @@
 that.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -67,14 +67,16 @@ class ComputedWeight(Tensor):
         Raises:
             WeightsError: for one that writes into it.
         """
-        if args and isinstance(args[0], cls) and _writes(func.__name__):
+        computed = args[0] if args and isinstance(args[0], cls) else None
+        if computed is not None and _writes(func.__name__):
             raise WeightsError(
                 "this weight is parametrised or pruned, and so made of other parameters: an edit in place would be lost. Edit "
                 f"these, or {REMEDY}"
             )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-        return result.as_subclass(cls) if isinstance(result, Tensor) and result._is_view() else result
+            is_view = computed is not None and isinstance(result, Tensor) and torch._C._is_alias_of(result, computed)
+        return result.as_subclass(cls) if is_view else result
 
 
 def _writes(function: str) -> bool:
@@ -93,11 +95,21 @@ def computed_names(module: nn.Module) -> list[str]:
     return [*parametrized, *_recipes(module)]
 
 
-def computed_weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Every weight inside a model that is made of others: its module, its name there, and its name in the model."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name in computed_names(module):
-            yield module, name, f"{path}.{name}".removeprefix(".")
+def effective_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight inside a model that is made of others, by its name in the model."""
+    return {
+        f"{path}.{name}".removeprefix("."): effective(module, name)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in computed_names(module)
+    }
+
+
+def weight_made_of(name: str) -> str:
+    """The name of the weight that a state dict's tensor is a part of, if it is a part of one: ``q.weight`` of ``q.weight_mask``
+    and of ``q.parametrizations.weight.original``.
+    """
+    path, _, rest = name.partition(".parametrizations.")
+    return f"{path}.{rest.split('.')[0]}" if rest else name.rpartition("_")[0]
 
 
 def _recipes(module: nn.Module) -> dict[str, Callable[[nn.Module], Tensor]]:

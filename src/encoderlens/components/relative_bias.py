@@ -30,9 +30,8 @@ class RelativeBias(Component):
 
     def forward(self, sequence: Sequence) -> Float[Tensor, "head query key"]:
         weight = self.weight
-        device = weight.device
-        key = ("relative buckets", len(weight), self.max_distance, device)
-        buckets = sequence.once(key, lambda: self.buckets(sequence.pos, device))
+        key = ("relative buckets", len(weight), self.max_distance, weight.device)
+        buckets = sequence.once(key, lambda: self.buckets(sequence.pos, weight.device))
         return F.embedding(buckets, weight).permute(2, 0, 1)
 
     def buckets(self, n_positions: int, device: torch.device | None = None) -> Int[Tensor, "query key"]:

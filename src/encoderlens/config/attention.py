@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from encoderlens.config.part import Part, check_size
+from encoderlens.config.fields import NotNegative, Positive, Share, Size
+from encoderlens.config.part import Part
 from encoderlens.errors import ConfigError
 
 
@@ -12,19 +13,16 @@ class AttentionPart(Part):
     """Attention; ``n_kv_heads`` None means one key and value head for each head."""
 
     component = "Attention"
-    sizes = ("n_heads", "d_head")
-    n_heads: int
-    d_head: int
-    dropout: float = 0.0
-    n_kv_heads: int | None = None
+    n_heads: Size
+    d_head: Size
+    dropout: Share = 0.0
+    n_kv_heads: Size | None = None
     bias: bool = True
 
     def check(self) -> None:
         super().check()
-        n_kv_heads = self.kv_heads
-        check_size("n_kv_heads", n_kv_heads)
-        if self.n_heads % n_kv_heads:
-            raise ConfigError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={n_kv_heads}")
+        if self.n_heads % self.kv_heads:
+            raise ConfigError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.kv_heads}")
 
     @property
     def kv_heads(self) -> int:
@@ -41,10 +39,9 @@ class RelativeBiasPart(Part):
 
     component = "RelativeBias"
     takes = ()
-    sizes = ("n_heads", "n_buckets", "max_distance")
-    n_heads: int
-    n_buckets: int = 32
-    max_distance: int = 128
+    n_heads: Size
+    n_buckets: Size = 32
+    max_distance: Size = 128
 
 
 @dataclass(frozen=True)
@@ -66,18 +63,15 @@ class RelativeEmbeddingPart(Part):
     """
 
     component = "RelativeEmbedding"
-    sizes = ("max_distance",)
-    max_distance: int
-    n_buckets: int | None = None
-    norm_eps: float | None = None
-    dropout: float = 0.0
+    max_distance: Size
+    n_buckets: Size | None = None
+    norm_eps: NotNegative | None = None
+    dropout: Share = 0.0
 
     def check(self) -> None:
         super().check()
-        if self.n_buckets is not None:
-            check_size("n_buckets", self.n_buckets)
-            if self.n_buckets < 2:
-                raise ConfigError(f"n_buckets={self.n_buckets}: half of them are single distances, so there are two or more")
+        if self.n_buckets == 1:
+            raise ConfigError("n_buckets=1: half of them are single distances, so there are two or more")
 
 
 TERMS = ("c2p", "p2c")  # what content's queries make of the keys of positions, and content's keys of the queries of positions
@@ -123,15 +117,12 @@ class RotaryAttentionPart(AttentionPart):
     """
 
     component = "RotaryAttention"
-    theta: tuple[float, ...] = (10000.0,)
-    window: tuple[int | None, ...] = (None,)
+    theta: tuple[Positive, ...] = (10000.0,)
+    window: tuple[Size | None, ...] = (None,)
 
     def check(self) -> None:
         super().check()
         check_pairs(self.d_head)
-        for window in self.window:
-            if window is not None:
-                check_size("window", window)
 
     def at(self, layer: int) -> "RotaryAttentionPart":
         theta, window = self.theta[layer % len(self.theta)], self.window[layer % len(self.window)]
@@ -147,7 +138,7 @@ class RotaryFrequenciesPart(Part):
 
     component = "RotaryFrequencies"
     takes = ("d_head",)
-    theta: float = 10000.0
+    theta: Positive = 10000.0
 
 
 @dataclass(frozen=True)

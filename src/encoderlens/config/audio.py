@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from encoderlens.config.part import Part, check_size
+from encoderlens.config.fields import ActivationName, Checked, Count, NotNegative, Share, Size
+from encoderlens.config.part import Part
 from encoderlens.errors import ConfigError
 from encoderlens.names import did_you_mean
 
@@ -17,24 +18,22 @@ class FrontendPart(Part):
 
     component = "Frontend"
     takes = ()
-    channels: tuple[int, ...]
-    kernels: tuple[int, ...]
-    strides: tuple[int, ...]
+    channels: tuple[Size, ...]
+    kernels: tuple[Size, ...]
+    strides: tuple[Size, ...]
     bias: bool = False
     norm: Literal["group", "layer"] = "group"
-    act_fn: str = "gelu"
+    act_fn: ActivationName = "gelu"
 
     def check(self) -> None:
-        sizes = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}
-        if not self.channels or len({len(values) for values in sizes.values()}) > 1:
-            raise ConfigError(f"channels, kernels and strides have one entry a convolution, not {sizes}")
         if self.norm not in NORMS:
             raise ConfigError(
                 f"the norm of the front end is {self.norm!r}; it is 'group' or 'layer'{did_you_mean(self.norm, NORMS)}"
             )
-        for name, values in sizes.items():
-            for value in values:
-                check_size(f"an entry of {name}", value)
+        super().check()
+        sizes = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}
+        if not self.channels or len({len(values) for values in sizes.values()}) > 1:
+            raise ConfigError(f"channels, kernels and strides have one entry a convolution, not {sizes}")
 
     @property
     def stride(self) -> int:
@@ -65,14 +64,13 @@ class ProjectionPart(Part):
     """From frames to the stream; ``norm_eps`` None for no norm in front."""
 
     component = "FeatureProjection"
-    sizes = ("d_in",)
-    d_in: int
-    norm_eps: float | None = 1e-5
-    dropout: float = 0.0
+    d_in: Size
+    norm_eps: NotNegative | None = 1e-5
+    dropout: Share = 0.0
 
 
 @dataclass(frozen=True)
-class SpecAugment:
+class SpecAugment(Checked):
     """What is masked in training (Park et al. 2019): spans of frames, and spans of channels.
 
     Attributes:
@@ -81,12 +79,12 @@ class SpecAugment:
         time_spans, channel_spans: at least so many spans.
     """
 
-    time_share: float
-    time_length: int
-    time_spans: int
-    channel_share: float
-    channel_length: int
-    channel_spans: int
+    time_share: NotNegative
+    time_length: Size
+    time_spans: Count
+    channel_share: NotNegative
+    channel_length: Size
+    channel_spans: Count
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class AudioEmbedPart(Part):
     n_token_types: ClassVar[None] = None
     masks: bool = True
     normed: bool = True
-    dropout: float = 0.0
+    dropout: Share = 0.0
     augment: SpecAugment | None = None
 
 
@@ -110,10 +108,9 @@ class ConvPositionsPart(Part):
     component = "WeightNormConvPositions"
     positional_embedding_type: ClassVar[str] = "convolution"
     n_ctx: ClassVar[None] = None
-    sizes = ("kernel", "groups")
-    kernel: int = 128
-    groups: int = 16
-    act_fn: str = "gelu"
+    kernel: Size = 128
+    groups: Size = 16
+    act_fn: ActivationName = "gelu"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from encoderlens.config.fields import ActivationName, Share, Size
 from encoderlens.config.part import Part
 from encoderlens.errors import ConfigError
 
@@ -10,10 +11,9 @@ from encoderlens.errors import ConfigError
 @dataclass(frozen=True)
 class MLPPart(Part):
     component = "MLP"
-    sizes = ("d_mlp",)
-    d_mlp: int
-    act_fn: str = "gelu"
-    dropout: float = 0.0
+    d_mlp: Size
+    act_fn: ActivationName = "gelu"
+    dropout: Share = 0.0
     bias: bool = True
 
 
@@ -35,8 +35,8 @@ class BlockPart(Part):
 
     takes = ("attn", "mlp", "norm")
     final_norm: ClassVar[bool]
-    dropout: float = 0.0
-    mlp_dropout: float | None = None
+    dropout: Share = 0.0
+    mlp_dropout: Share | None = None
 
     def arguments(self) -> dict[str, Any]:
         arguments = super().arguments()
@@ -56,11 +56,10 @@ class ConvolutionPart(Part):
     """A convolution over neighbouring positions; ``kernel`` of them, an odd number."""
 
     component = "Convolution"
-    sizes = ("kernel", "groups")
-    kernel: int = 3
-    groups: int = 1
-    act_fn: str = "tanh"
-    dropout: float = 0.0
+    kernel: Size = 3
+    groups: Size = 1
+    act_fn: ActivationName = "tanh"
+    dropout: Share = 0.0
 
     def check(self) -> None:
         super().check()
@@ -74,10 +73,6 @@ class ConvFirstPostLNPart(PostLNPart):
 
     component = "ConvPostLNBlock"
     conv: ConvolutionPart = field(kw_only=True)
-
-    def check(self) -> None:
-        super().check()
-        self.conv.check()
 
     def at(self, layer: int) -> PostLNPart:
         return self if layer == 0 else PostLNPart(self.dropout, self.mlp_dropout)

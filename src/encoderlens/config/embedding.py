@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from encoderlens.config.part import Part, check_size
+from encoderlens.config.fields import Count, NotNegative, Share, Size
+from encoderlens.config.part import Part
 from encoderlens.errors import ConfigError
-from encoderlens.given import is_whole
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class NormPart(Part):
 
     takes = ("d_model", "width", "rows")
     normalization_type: ClassVar[str]
-    eps: float = 1e-12
+    eps: NotNegative = 1e-12
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,22 @@ class EmbeddingPart(Part):
 
     component = "Embed"
     takes = ("d_model", "d_embed", "projected", "pos_embed", "norm")
-    sizes = ("d_vocab",)
-    d_vocab: int
-    n_token_types: int = 2
-    dropout: float = 0.0
-    d_embed: int | None = None
+    d_vocab: Size
+    n_token_types: Count = 2
+    dropout: Share = 0.0
+    d_embed: Size | None = None
     normed: bool = True
-    n_task_types: int = 0
+    n_task_types: Count = 0
     zeroes_padding: bool = False
     projects_first: bool = False
     padding_idx: int | None = None
 
     def check(self) -> None:
         super().check()
-        for name in ("n_token_types", "n_task_types"):
-            if getattr(self, name) != 0:
-                check_size(name, getattr(self, name))
-        if self.d_embed is not None:
-            check_size("d_embed", self.d_embed)
-        padding = self.padding_idx
-        if padding is not None and (not is_whole(padding) or not -self.d_vocab <= padding < self.d_vocab):
-            raise ConfigError(f"padding_idx (pad_token_id) is {padding!r}; it is None, or one of the {self.d_vocab} tokens")
+        if self.padding_idx is not None and not -self.d_vocab <= self.padding_idx < self.d_vocab:
+            raise ConfigError(
+                f"padding_idx (pad_token_id) is {self.padding_idx!r}; it is None, or one of the {self.d_vocab} tokens"
+            )
 
     def arguments(self) -> dict[str, Any]:
         return {name: value for name, value in super().arguments().items() if name != "d_embed"}
@@ -86,8 +81,7 @@ class AbsolutePositionsPart(Part):
     component = "AbsolutePositions"
     takes = ("d_embed",)
     positional_embedding_type: ClassVar[str] = "standard"
-    sizes = ("n_ctx",)
-    n_ctx: int
+    n_ctx: Size
 
 
 @dataclass(frozen=True)
@@ -107,6 +101,5 @@ class AttentionPositionsPart(Part):
         positional_embedding_type: how attention knows them.
     """
 
-    sizes = ("n_ctx",)
-    n_ctx: int
+    n_ctx: Size
     positional_embedding_type: str

@@ -1,20 +1,21 @@
 """EncoderConfig: what an encoder is made of, as a frozen sum of parts."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from encoderlens.config.attention import AttentionPart
 from encoderlens.config.audio import AudioEmbedPart, ConvPositionsPart, FrontendPart, ProjectionPart
 from encoderlens.config.block import BlockPart, MLPPart
 from encoderlens.config.embedding import AbsolutePositionsPart, AttentionPositionsPart, EmbeddingPart, NormPart
+from encoderlens.config.fields import Checked, NotNegative, Share, Size
 from encoderlens.config.heads import ContactPart, HeadPart, MaskedLMPart, PoolerPart
-from encoderlens.config.part import Part, check_size
+from encoderlens.config.part import Part
 from encoderlens.config.sentence import SentenceEmbeddingPart
 from encoderlens.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class LayerSharing:
+class LayerSharing(Checked):
     """Layers that share their parameters (Lan et al. 2020): a step runs the layers of one group, one after the other.
 
     Attributes:
@@ -23,18 +24,16 @@ class LayerSharing:
         inner: how many layers a group has.
     """
 
-    steps: int
-    groups: int
-    inner: int
+    steps: Size
+    groups: Size
+    inner: Size
 
-    def check(self, n_layers: int) -> None:
+    def check_layers(self, n_layers: int) -> None:
         """Refuse numbers that do not make so many layers.
 
         Raises:
             ConfigError: with these numbers.
         """
-        for name, value in (("steps", self.steps), ("groups", self.groups), ("inner", self.inner)):
-            check_size(name, value)
         if self.steps * self.inner != n_layers or self.groups > self.steps:
             raise ConfigError(
                 f"{self.steps} steps of {self.inner} layers, in {self.groups} groups, do not make {n_layers} layers"
@@ -51,7 +50,7 @@ class LayerSharing:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Checked):
     """A whole encoder.
 
     Attributes:
@@ -69,8 +68,8 @@ class EncoderConfig:
 
     family: str
     original_architecture: str
-    d_model: int
-    n_layers: int
+    d_model: Size
+    n_layers: Size
     embed: EmbeddingPart | AudioEmbedPart
     positions: AbsolutePositionsPart | ConvPositionsPart | AttentionPositionsPart
     attention: AttentionPart
@@ -85,20 +84,13 @@ class EncoderConfig:
     projection: ProjectionPart | None = None
     sharing: LayerSharing | None = None
     relative: Part | None = None
-    layerdrop: float = 0.0
-    initializer_range: float = 0.02
+    layerdrop: Share = 0.0
+    initializer_range: NotNegative = 0.02
     model_name: str = "custom"
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers"):
-            check_size(name, getattr(self, name))
-        for value in (getattr(self, own.name) for own in fields(self)):
-            if isinstance(value, Part):
-                value.check()
-        for name in ("eps", "initializer_range"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
-                raise ConfigError(f"{name} is {value!r}; it must be a number, not below zero")
+        super().__post_init__()
+        self.check()
         if ("relative" in self.attention.takes) != (self.relative is not None):
             raise ConfigError("relative goes with attention that reads it, such as RelativeBiasAttentionPart")
         if isinstance(self.positions, ConvPositionsPart) and self.d_model % self.positions.groups:
@@ -106,7 +98,7 @@ class EncoderConfig:
                 f"d_model={self.d_model} is not a multiple of the positional convolution's groups={self.positions.groups}"
             )
         if self.sharing is not None:
-            self.sharing.check(self.n_layers)
+            self.sharing.check_layers(self.n_layers)
         if self.sentence is not None:
             self.sentence.check_widths(self.d_model)
         for head in self.heads:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from encoderlens.config.fields import ActivationName, Share, Size
 from encoderlens.config.part import Part
 
 Reads = Literal["first", "mean", "every"]  # which positions of the stream a classifier reads
@@ -25,9 +26,9 @@ class PreClassifierPart(Part):
 
     component = "PreClassifier"
     takes = ("d_model", "norm")
-    act_fn: str = "tanh"
+    act_fn: ActivationName = "tanh"
     reads: Reads = "first"
-    dropout: float = 0.0
+    dropout: Share = 0.0
     normed: bool = False
     bias: bool = True
 
@@ -69,7 +70,7 @@ class MaskedLMPart(HeadPart):
     component = "MaskedLMHead"
     takes = ("d_model", "norm", "embedding")
     task = "masked_lm"
-    act_fn: str | None = "gelu"
+    act_fn: ActivationName | None = "gelu"
     tied: bool = True
     bias: bool = True
     unembed_bias: bool = True
@@ -87,7 +88,7 @@ class SentenceOrderPart(HeadPart):
     component = "SentenceOrderHead"
     takes = ("d_model", "pooler")
     task = "sentence_order"
-    dropout: float = 0.0
+    dropout: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class SequenceClassificationPart(HeadPart):
     task = "sequence_classification"
     labels: tuple[str, ...]
     problem_type: str | None = None
-    dropout: float = 0.0
+    dropout: Share = 0.0
     pre_classifier: PreClassifierPart | None = None
     score_fn: str | None = None
 
@@ -117,7 +118,7 @@ class TokenClassificationPart(HeadPart):
     component = "TokenClassificationHead"
     task = "token_classification"
     labels: tuple[str, ...]
-    dropout: float = 0.0
+    dropout: Share = 0.0
     pre_classifier: PreClassifierPart | None = None
 
 
@@ -125,7 +126,7 @@ class TokenClassificationPart(HeadPart):
 class QuestionAnsweringPart(HeadPart):
     component = "QuestionAnsweringHead"
     task = "question_answering"
-    dropout: float = 0.0
+    dropout: Share = 0.0
     pre_classifier: PreClassifierPart | None = None
 
 
@@ -142,12 +143,11 @@ class CTCPart(HeadPart):
 
     component = "CTCHead"
     task = "ctc"
-    sizes = ("d_vocab",)
-    d_vocab: int
+    d_vocab: Size
     blank: int = 0
     reduction: Literal["sum", "mean"] = "sum"
     zero_infinity: bool = False
-    dropout: float = 0.0
+    dropout: Share = 0.0
 
     @property
     def vocabulary(self) -> int:
@@ -160,7 +160,6 @@ class AudioClassificationPart(HeadPart):
 
     component = "AudioClassificationHead"
     task = "sequence_classification"
-    sizes = ("d_pooled",)
     labels: tuple[str, ...]
-    d_pooled: int = 256
-    n_summed: int | None = None
+    d_pooled: Size = 256
+    n_summed: Size | None = None

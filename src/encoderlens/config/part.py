@@ -3,14 +3,13 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-from encoderlens.errors import ConfigError
-from encoderlens.given import is_whole
+from encoderlens.config.fields import Checked
 
 AnyPart = TypeVar("AnyPart", bound="Part")
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Checked):
     """One part of a configuration; ``takes`` names what its component needs of the model around it.
 
     A field that is a part itself becomes that part's component.
@@ -18,16 +17,6 @@ class Part:
 
     component: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ("d_model",)
-    sizes: ClassVar[tuple[str, ...]] = ()  # fields that are positive whole numbers
-
-    def check(self) -> None:
-        """Refuse sizes that are none.
-
-        Raises:
-            ConfigError: with the field and its value.
-        """
-        for name in self.sizes:
-            check_size(name, getattr(self, name))
 
     def arguments(self) -> dict[str, Any]:
         """The component's keyword arguments."""
@@ -36,8 +25,3 @@ class Part:
     def at(self: AnyPart, layer: int) -> AnyPart:
         """The part as it is in one layer."""
         return self
-
-
-def check_size(name: str, value: Any) -> None:
-    if not is_whole(value) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be a positive whole number")

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from encoderlens.config.part import Part, check_size
+from encoderlens.config.fields import ActivationName, NotNegative, Size
+from encoderlens.config.part import Part
 from encoderlens.errors import ConfigError
 from encoderlens.given import check_text
 
@@ -37,10 +38,9 @@ class SentenceModulePart(Part):
 class SentenceDensePart(SentenceModulePart):
     component = "SentenceDense"
     name = "dense"
-    sizes = ("d_in", "d_out")
-    d_in: int
-    d_out: int
-    act_fn: str = "tanh"
+    d_in: Size
+    d_out: Size
+    act_fn: ActivationName = "tanh"
     bias: bool = True
     residual: bool = False
 
@@ -55,9 +55,8 @@ class SentenceDensePart(SentenceModulePart):
 class SentenceLayerNormPart(SentenceModulePart):
     component = "SentenceLayerNorm"
     name = "layer_norm"
-    sizes = ("d_sentence",)
-    d_sentence: int
-    eps: float = 1e-5
+    d_sentence: Size
+    eps: NotNegative = 1e-5
 
     def reads(self, width: int) -> int:
         return self.d_sentence
@@ -93,7 +92,7 @@ class SentenceEmbeddingPart(Part):
     takes = ()
     pooling: SentencePoolingPart
     layers: tuple[SentenceModulePart, ...] = ()
-    max_tokens: int | None = None
+    max_tokens: Size | None = None
     prompts: tuple[tuple[str, str], ...] = ()
     prompt: str = ""
     lowercases: bool = False
@@ -109,13 +108,8 @@ class SentenceEmbeddingPart(Part):
         return tuple(f"{kind}_{count + 1}" if count else kind for kind, count in zip(kinds, before, strict=True))
 
     def check(self) -> None:
-        for part in (self.pooling, *self.layers):
-            part.check()
-        if self.max_tokens is not None:
-            check_size("max_tokens", self.max_tokens)
+        super().check()
         for prompt in (self.prompt, *(text for _, text in self.prompts)):
-            if not isinstance(prompt, str):
-                raise ConfigError(f"a prompt is {prompt!r}; it is text, empty for none")
             check_text(prompt, f"the prompt {prompt!r}", ConfigError)
 
     def check_widths(self, d_model: int) -> None:

@@ -1,5 +1,7 @@
 """The registry: every model family that EncoderLens knows, by ``model_type``."""
 
+from typing import Any
+
 from encoderlens.errors import UnknownArchitectureError
 from encoderlens.families.albert import ALBERT
 from encoderlens.families.bert import BERT
@@ -20,6 +22,7 @@ from encoderlens.families.roberta import ROBERTA
 from encoderlens.families.roberta_prelayernorm import ROBERTA_PRELAYERNORM
 from encoderlens.families.wav2vec2 import WAV2VEC2
 from encoderlens.families.xlm_roberta import XLM_ROBERTA
+from encoderlens.names import did_you_mean
 
 POST_LN = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, ALBERT, MPNET, ERNIE, DEBERTA_V2, NOMIC_BERT)
 PRE_LN = (MEGATRON_BERT, ROBERTA_PRELAYERNORM, MODERNBERT, EUROBERT, ESM)
@@ -28,7 +31,7 @@ SPEECH = (HUBERT, WAV2VEC2)
 REGISTRY: dict[str, Family] = {family.model_type: family for family in (*POST_LN, *PRE_LN, *SPEECH)}
 
 
-def family_of(model_type: str | None, where: str) -> Family:
+def family_of(model_type: Any, where: str) -> Family:
     """The family of a ``model_type``.
 
     Raises:
@@ -36,8 +39,9 @@ def family_of(model_type: str | None, where: str) -> Family:
     """
     if model_type is None:
         raise UnknownArchitectureError(f"{where} lacks model_type; add it: one of {', '.join(sorted(REGISTRY))}")
-    if model_type not in REGISTRY:
+    if not isinstance(model_type, str) or model_type not in REGISTRY:
         raise UnknownArchitectureError(
-            f"{where} has model_type {model_type!r}, which is not supported; supported: {', '.join(sorted(REGISTRY))}"
+            f"{where} has model_type {model_type!r}, which is not supported{did_you_mean(model_type, REGISTRY)}; supported: "
+            f"{', '.join(sorted(REGISTRY))}"
         )
     return REGISTRY[model_type]

@@ -104,7 +104,8 @@ def read_config(reader: ConfigReader, hf_class: str, parts: frozenset[str]) -> E
 
 
 def _relative(reader: ConfigReader, n_ctx: int, dropout: float) -> RelativeEmbeddingPart | None:
-    norms = {name.strip() for name in str(_read(reader, "norm_rel_ebd")).lower().split("|")}
+    named = _read(reader, "norm_rel_ebd")
+    norms = {name.strip() for name in named.lower().split("|")} if isinstance(named, str) else {named}
     if not norms <= {"none", "layer_norm"}:
         raise reader.refusal("norm_rel_ebd", "'none' or 'layer_norm'")
     eps = reader.read("layer_norm_eps") if "layer_norm" in norms else None

@@ -20,7 +20,6 @@ from encoderlens.config import (
     SharedRotaryAttentionPart,
     TokenDropoutEmbeddingPart,
 )
-from encoderlens.errors import ConfigError
 from encoderlens.families.family import ConfigReader, Family
 from encoderlens.weights import Row, linear, norm
 
@@ -91,7 +90,7 @@ def _embedding(reader: ConfigReader) -> EmbeddingPart:
     }
     reader.ignore("mask_token_id")  # without token dropout, a mask token is like any other
     if reader.read("token_dropout"):
-        return TokenDropoutEmbeddingPart(**common, mask=_token(reader, "mask_token_id", "token dropout needs it"))
+        return TokenDropoutEmbeddingPart(**common, mask=reader.token("mask_token_id", "token dropout needs it"))
     return EmbeddingPart(**common)
 
 
@@ -100,14 +99,7 @@ def _rotary_positions(reader: ConfigReader) -> AttentionPositionsPart:
 
 
 def _padded_positions(reader: ConfigReader) -> PaddedPositionsPart:
-    return roberta.padded_positions(reader, _token(reader, "pad_token_id", "positions are counted from padding on"))
-
-
-def _token(reader: ConfigReader, key: str, reason: str) -> int:
-    token = reader.read(key)
-    if token is None:
-        raise ConfigError(f"{key} is None, and {reason}: add the id")
-    return token
+    return roberta.padded_positions(reader, reader.token("pad_token_id", roberta.COUNTED))
 
 
 def write_config(cfg: EncoderConfig) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from encoderlens.config import AudioEmbedPart, EncoderConfig
+from encoderlens.config.fields import Positive, check_value, frozen
 from encoderlens.errors import ConfigError, UnknownArchitectureError
+from encoderlens.given import is_whole
 from encoderlens.weights import Row, expand, find
 
 # Keys of any Hugging Face configuration that say nothing about the numbers an encoder computes; a family whose positions or
@@ -57,13 +59,16 @@ class ConfigReader:
             default: of a key that may be missing.
 
         Raises:
-            ConfigError: for a key that may not.
+            ConfigError: for a key that may not, and for a value of another type than the class has by default.
         """
         self._seen.add(key)
         if key not in self._values and default is ...:
             raise ConfigError(f"{self._where} lacks {key}")
-        value = self._values.get(key, default)
-        return float(value) if type(value) is int and isinstance(self._defaults.get(key), float) else value
+        value = frozen(self._values.get(key, default))
+        usual = self._defaults.get(key)
+        if type(usual) in (bool, int, float, str) and not (value is None and key.endswith("_token_id")):
+            check_value(f"{self._where}: {key}", value, type(usual))
+        return float(value) if is_whole(value) and isinstance(usual, float) else value
 
     def require(self, **expected: Any) -> None:
         """Values that nothing else is implemented for.
@@ -91,18 +96,33 @@ class ConfigReader:
             raise ConfigError(f"{self._where}: {key}={value!r} is not implemented; {', '.join(map(repr, choices))} are")
         return choices[value]
 
-    def theta(self, rotary: Mapping[str, Any]) -> float:
+    def token(self, key: str, reason: str) -> int:
+        """The id of a special token.
+
+        Raises:
+            ConfigError: for none, with the reason why there must be one.
+        """
+        token = self.read(key)
+        if not is_whole(token):
+            raise ConfigError(f"{self._where}: {key} is {token!r}, and {reason}: add the id")
+        return int(token)
+
+    def theta(self, rotary: Any) -> float:
         """The base of a rotary embedding's frequencies, from its ``rope_parameters``, where nothing scales these.
 
         Raises:
             ConfigError: for scaled frequencies.
         """
+        if not isinstance(rotary, Mapping) or not {"rope_theta", "rope_type"} <= rotary.keys():
+            raise ConfigError(f"{self._where}: rope_parameters is {rotary!r}; it must hold a rope_type and a rope_theta")
         if rotary["rope_type"] != "default":
             raise ConfigError(f"{self._where}: rope_type={rotary['rope_type']!r} is not implemented; only 'default' is")
         others = sorted(rotary.keys() - {"rope_theta", "rope_type", "type"})
         if others:
             raise ConfigError(f"{self._where}: {', '.join(others)} in rope_parameters is not implemented; leave it out")
-        return float(rotary["rope_theta"])
+        theta = frozen(rotary["rope_theta"])
+        check_value(f"{self._where}: rope_theta", theta, Positive)
+        return float(theta)
 
     def ignore(self, *keys: str) -> None:
         """Keys that do not change what the encoder computes."""
@@ -123,9 +143,14 @@ class ConfigReader:
         """The class names, in the order of their ids.
 
         Raises:
-            ConfigError: for ids with gaps.
+            ConfigError: for ids with gaps, and for names that are none.
         """
-        id2label = {int(key): label for key, label in self.read("id2label").items()}
+        named = self.read("id2label")
+        if not isinstance(named, Mapping) or not all(str(key).isdecimal() for key in named):
+            raise ConfigError(f"{self._where}: id2label is {named!r}; it must give a name to each id")
+        id2label = {int(key): label for key, label in named.items()}
+        for label in id2label.values():
+            check_value(f"{self._where}: a name in id2label", label, str | int | float)
         if sorted(id2label) != list(range(len(id2label))):
             raise ConfigError(f"{self._where}: id2label has ids {sorted(id2label)}; they must run from 0 without gaps")
         return tuple(str(id2label[key]) for key in range(len(id2label)))

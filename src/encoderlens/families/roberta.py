@@ -7,6 +7,7 @@ from encoderlens.config import EncoderConfig, PaddedPositionsPart, PreClassifier
 from encoderlens.families.family import ConfigReader, Family
 
 BASE = "roberta."
+COUNTED = "positions are counted from padding on"
 
 
 def read_config(
@@ -21,7 +22,13 @@ def read_config(
     dropout = bert_like.classifier_dropout(reader)
     heads = bert_like.read_heads(reader, declared, parts, "gelu", dropout, PreClassifierPart("tanh", dropout=dropout))
     return bert_like.read_config(
-        reader, family, hf_class, parts, heads, positions=padded_positions(reader, reader.read("pad_token_id")), **changes
+        reader,
+        family,
+        hf_class,
+        parts,
+        heads,
+        positions=padded_positions(reader, reader.token("pad_token_id", COUNTED)),
+        **changes,
     )
 
 

@@ -24,7 +24,7 @@ from encoderlens.given import as_integers, as_tensor, check_text, described, dty
 from encoderlens.names import did_you_mean
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence, at_positions
-from encoderlens.tokenizing import pieces
+from encoderlens.tokenizing import pieces_of
 
 IGNORED = -100
 
@@ -253,12 +253,12 @@ class TokenOutputs(Head[BatchKind]):
         check_text(target, "the target")
         ids = [tokenizer.convert_tokens_to_ids(target)]  # as it is: also "##ing", which is not how a text begins
         if ids[0] in (None, tokenizer.unk_token_id) and target != tokenizer.unk_token:
-            ids = tokenizer.convert_tokens_to_ids(pieces(tokenizer, target))
+            ids = tokenizer.convert_tokens_to_ids(pieces_of(tokenizer, target))
             if not ids or None in ids or tokenizer.unk_token_id in ids:
                 raise InputError(f"the tokenizer has no token for the target {target!r}; give another, or a token id")
         if len(ids) != 1:
-            made = ", ".join(tokenizer.convert_ids_to_tokens(ids))
-            raise InputError(f"the target {target!r} is no single token: the tokenizer makes {made} of it; give one of these")
+            pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids))
+            raise InputError(f"the target {target!r} is no single token: the tokenizer makes {pieces} of it; give one of these")
         return checked_index(ids[0], self.n_outputs, "token id")  # a tokenizer may have more
 
 

@@ -16,7 +16,7 @@ from encoderlens.components.norm import LayerNorm
 from encoderlens.errors import ConfigError
 from encoderlens.hook_points import HookPoint
 from encoderlens.names import check_word
-from encoderlens.precision import at_least_float32
+from encoderlens.precision import at_least_float32, lengths_of
 from encoderlens.sequence import Sequence
 
 Vectors = Float[Tensor, "batch d_sentence"]
@@ -100,7 +100,10 @@ class SentenceLayerNorm(SentenceModule):
 
 
 class SentenceNormalize(SentenceModule, Freezable):
-    """``x / |x|``. Frozen, the length takes no gradient."""
+    """``x / |x|``, and 0 for 0. Frozen, the length takes no gradient.
+
+    Half-precision input is divided in float32, which is also what the hook point sees.
+    """
 
     quantity = "ln"
 
@@ -110,8 +113,8 @@ class SentenceNormalize(SentenceModule, Freezable):
         self.hook_out = HookPoint("batch d_sentence")
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Vectors:
-        length = self.hold(x).norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return self.hook_out(x / self.hook_scale(length))
+        length = self.hook_scale(lengths_of(self.hold(x)))
+        return self.hook_out((x / length).to(x.dtype))
 
 
 class SentenceEmbedding(Readout):
