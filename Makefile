@@ -1,11 +1,11 @@
-# make demo | test | fuzz | check | bench | bench-peers
+# make demo | test | test-portable | fuzz | check | bench | bench-peers
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz check bench bench-peers compare-peers readme clean
+.PHONY: demo test test-portable fuzz check bench bench-peers compare-peers readme clean
 
 demo: $(VENV)/.run
 	HF_HUB_OFFLINE=1 $(BIN)/encoderlens demo
