@@ -283,10 +283,10 @@ def test_means_over_a_data_set(post):
         (torch.zeros(0, 5, dtype=torch.long), r"token ids have shape \[0, 5\]"),
         (torch.zeros(1, 2, 5, dtype=torch.long), r"token ids have shape \[1, 2, 5\]"),
         (torch.zeros(2, 5), "token ids are whole numbers, not float32"),
-        (np.zeros((2, 5), dtype=np.int64), "input is a ndarray; give token ids as a tensor"),
+        (np.zeros((2, 5)), "token ids are whole numbers, not float64"),
         (None, "input is a NoneType"),
         ((text for text in TEXTS), "input is a generator"),
-        ([1, 2, 3], "input 0 is a int; text is a string"),
+        ([1, 2, 3], "input 0 is an int; text is a string"),
         (["the", ("the", "a")], "the list mixes single texts and pairs"),
         ("the " * 40, "text 0 has 42 tokens, the model takes 37"),
     ],
@@ -656,7 +656,7 @@ def test_a_hook_that_changes_a_whole_write_is_refused(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_what_hooks_change_does_not_depend_on_rounding(dtype):
     model = made("post", "masked_lm", dtype)
-    for factor in (0.999, 1.001):
+    for factor in (0.99, 1.01):
         with (
             model.hooks([("blocks.1.hook_attn_out", lambda out, hook, factor=factor: (out.float() * factor).to(dtype))]),
             pytest.raises(AnalysisError, match=r"a hook edits blocks\.1\.hook_attn_out"),
