@@ -174,13 +174,22 @@ def test_files_of_another_kind_are_refused(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["preprocessor_config.json", "vocab.json"])
-def test_files_that_cannot_be_read_are_named(name: str, folder: Path) -> None:
+def test_an_extractor_that_cannot_be_read_is_named(folder: Path) -> None:
+    write_extractor(folder)
+    (folder / "preprocessor_config.json").write_text('{"do_norm')
+    with pytest.raises(ConfigError, match=rf"the processor files in {folder} cannot be read: "):
+        load(folder)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_extractor(folder)
     ctc_tokenizer().save_pretrained(folder)
-    (folder / name).write_text('{"do_norm')
-    with pytest.raises(ConfigError, match=rf"the (processor|tokenizer) files in {folder} cannot be read: "):
-        load(folder)
+    (folder / "vocab.json").write_text('{"A')
+    model = load(folder)
+    assert f"no tokenizer, so no text input: the tokenizer files in {folder} cannot be read: JSONDecodeError" in caplog.text
+    assert model(snippets()[0], return_type="logits").isfinite().all()
+    with pytest.raises(TokenizerMissingError, match="Files that could not be read are named in the log"):
+        model(snippets()[0], return_type="predictions")
 
 
 def test_a_tokenizer_of_another_kind_is_used_as_it_is(folder: Path) -> None:

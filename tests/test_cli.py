@@ -176,7 +176,9 @@ def test_a_broken_tokenizer_is_one_line(
     for path in Path(folder).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "tokenizer.json").write_text("{")
-    assert "tokenizer files in" in fails(capsys, monkeypatch, "info", str(tmp_path))
+    said = fails(capsys, monkeypatch, "run", str(tmp_path), "--text", "a")
+    assert "no tokenizer files (tokenizer.json, vocab.txt, " in said
+    assert "that could be read (the log says why" in said
 
 
 def test_run_without_a_mask_says_why_there_is_no_prediction() -> None:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -103,8 +103,8 @@ _OWN = ("n_token_types", "tie_word_embeddings", "heads", "pooler", *ModelConfig.
 _HELD: dict[str, Any] = {
     **dict.fromkeys(("d_model", "n_layers", "n_ctx", "d_vocab"), Size),
     **dict.fromkeys(("n_heads", "d_head", "d_vocab_out"), int),
-    **{"d_mlp": Optional[Size], "n_token_types": Count, "act_fn": ActivationName, "eps": NotNegative},
-    **{"initializer_range": float, "attn_scale": float, "seed": Optional[Seed], "tie_word_embeddings": bool},
+    **{"d_mlp": Size | None, "n_token_types": Count, "act_fn": ActivationName, "eps": NotNegative},
+    **{"initializer_range": float, "attn_scale": float, "seed": Seed | None, "tie_word_embeddings": bool},
     **{"tokenizer_name": str | Path | None, "model_name": str | None, "heads": tuple[str, ...], "pooler": bool},
     **dict.fromkeys(("conv_dim", "conv_kernel", "conv_stride"), tuple[Size, ...]),
     **dict.fromkeys(("num_conv_pos_embeddings", "num_conv_pos_embedding_groups"), Size),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, Optional, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -165,7 +165,7 @@ class Encoder(WeightStacks, ABC):
             WeightsError: for weights that are made of others.
         """
         seed = frozen(seed)
-        check_value("seed", seed, Optional[Seed])
+        check_value("seed", seed, Seed | None)
         computed = effective_weights(self)
         if computed:
             raise WeightsError(

@@ -45,7 +45,7 @@ class HookedEncoder(PretrainedEncoder):
     Args:
         cfg: an EncoderConfig, or a dictionary with TransformerLens' field names (see ``request_from_dict``), whose ``device``,
             ``dtype``, ``seed``, ``tokenizer_name`` and ``use_*`` fields are honoured.
-        tokenizer: a Hugging Face tokenizer, for text input.
+        tokenizer: a Hugging Face tokenizer for text input, or the folder or name of one.
         move_to_device: False keeps the model on the CPU, whatever device is asked for.
         device, dtype: of the parameters; by default the GPU if there is one, and float32.
         init_weights: False leaves the parameters unfilled.
@@ -68,7 +68,7 @@ class HookedEncoder(PretrainedEncoder):
         loading.check_modality(request.encoder.modality, "text", request.encoder.model_name)
         super().__init__(request, move_to_device, device, dtype, init_weights)
         if tokenizer is None and request.tokenizer_name is not None:
-            tokenizer = loading.tokenizer_named(request.tokenizer_name)
+            tokenizer = request.tokenizer_name
         self.tokenizer = tokenizer
         self.prompt = "" if request.encoder.sentence is None else request.encoder.sentence.prompt
 
@@ -91,12 +91,17 @@ class HookedEncoder(PretrainedEncoder):
 
     @property
     def tokenizer(self) -> Any:
-        """A Hugging Face tokenizer, for text input; None without one. Another one can be assigned."""
+        """A Hugging Face tokenizer, for text input; None without one. Another one can be assigned, also by its name.
+
+        Raises:
+            ConfigError: for anything else.
+            CheckpointNotFoundError: for a name that leads to no tokenizer.
+        """
         return self._tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = loading.tokenizer_given(tokenizer)
 
     # Loading and saving
 
@@ -125,7 +130,8 @@ class HookedEncoder(PretrainedEncoder):
             checkpoint_index, checkpoint_value: not for encoders; use ``revision``.
             hf_model: a Hugging Face model of a supported class: its weights are copied.
             device: by default the GPU if there is one.
-            tokenizer: used instead of the checkpoint's own; where a sentence encoder reads lower case, a copy that makes it so.
+            tokenizer: used instead of the checkpoint's own, or the folder or name of one; where a sentence encoder reads lower
+                case, a copy that makes it so.
             move_to_device: False keeps the model on the CPU.
             dtype: of the parameters, whatever the checkpoint's; ``torch_dtype`` is another name for it.
             task: the head that ``return_type="logits"`` runs; "encoder" loads just the encoder, also of a class that is not
@@ -139,6 +145,7 @@ class HookedEncoder(PretrainedEncoder):
         """
         place = place_of(device, move_to_device)
         wanted = dtype_of(torch_dtype, dtype)
+        tokenizer = loading.tokenizer_given(tokenizer)
         checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
         loading.check_modality(checkpoint.family.modality, "text", checkpoint.where)
         encoder = conversion.read_config(checkpoint, n_ctx)

@@ -15,6 +15,7 @@ from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
 from encoderlens.families import REGISTRY, family_of
 from encoderlens.families.family import NOT_HEADS, ConfigReader, Family
+from encoderlens.given import described
 from encoderlens.names import did_you_mean
 from encoderlens.sentence_folder import (
     MODULES,
@@ -35,21 +36,12 @@ from encoderlens.tensor_source import (
     shard_names,
     without_wrappers,
 )
+from encoderlens.tokenizer_files import TOKENIZER_FILES, has_tokenizer, load_tokenizer, read_tokenizer
 from encoderlens.weights import find
 
 log = logging.getLogger("encoderlens")
 
 EMBEDDED_PREFIX = "encoderlens/"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_EXTRAS = (*PROCESSOR_FILES, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ENCODER_TASK = "encoder"
@@ -399,7 +391,7 @@ def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str |
         default: the feature extractor where there are no files of one.
 
     Raises:
-        ConfigError: for files that cannot be read.
+        ConfigError: for a feature extractor's files that cannot be read.
     """
     folder = checkpoint.folder
     if folder is None and model_name is not None:
@@ -423,42 +415,30 @@ def _load_extractor(folder: Path | None, default: Any) -> Any:
         raise ConfigError(f"the processor files in {folder} cannot be read: {_one_line(error)}") from error
 
 
-def load_tokenizer(folder: Path | None) -> Any | None:
-    """The tokenizer of a checkpoint folder; None if it has no tokenizer files, or, with a warning in the log, none of those
-    from which its class gets a vocabulary.
-    """
-    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except ImportError as error:
-        log.warning("%s: no tokenizer, so no text input: %s. Install that, or pass tokenizer=", folder, _one_line(error))
-        return None
-    except Exception as error:  # every tokenizer class has errors of its own
-        raise ConfigError(f"the tokenizer files in {folder} cannot be read: {_one_line(error)}") from error
-    if len(tokenizer) > len(tokenizer.all_special_ids):
-        return tokenizer
-    log.warning(
-        "%s: no tokenizer, so no text input: %s finds no vocabulary there, only its special tokens. Add the file that it reads "
-        "(a tokenizer.json will do), or pass tokenizer=",
-        folder,
-        type(tokenizer).__name__,
-    )
-    return None
-
-
-def tokenizer_named(name: str) -> Any:
+def tokenizer_named(name: str | Path) -> Any:
     """The tokenizer of a folder, hub id or embedded name.
 
     Raises:
         CheckpointNotFoundError: if it has no tokenizer files.
+        ConfigError: for files that cannot be read.
     """
-    folder = find_folder(name, tokenizer_only=True)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
+    folder = find_folder(str(name), tokenizer_only=True)
+    if not has_tokenizer(folder):
         raise CheckpointNotFoundError(f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
+    return read_tokenizer(folder)
+
+
+def tokenizer_given(tokenizer: Any) -> Any:
+    """A tokenizer as it is, and for the name of one (a folder, hub id or embedded name) that tokenizer; None for None.
+
+    Raises:
+        ConfigError: for anything else.
+        CheckpointNotFoundError: for a name that leads to none.
+    """
+    if isinstance(tokenizer, str | Path):
+        return tokenizer_named(tokenizer)
+    if tokenizer is not None and not callable(tokenizer):
+        raise ConfigError(f"tokenizer is {described(tokenizer)}; give a Hugging Face tokenizer, or the folder or name of one")
     return tokenizer
 
 

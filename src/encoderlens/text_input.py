@@ -16,8 +16,8 @@ from encoderlens.components.heads import TextContext
 from encoderlens.config import EncoderConfig, PaddedPositionsPart, TokenDropoutEmbeddingPart
 from encoderlens.errors import InputError, TokenizerMissingError
 from encoderlens.given import as_booleans, as_integers, as_tensor, check_text, described, dtype_name, holds_integers
-from encoderlens.loading import TOKENIZER_FILES
 from encoderlens.sequence import Sequence, usable
+from encoderlens.tokenizer_files import TOKENIZER_FILES
 from encoderlens.tokenizing import special_ids, tokenized
 
 log = logging.getLogger("encoderlens")
@@ -221,7 +221,8 @@ def require_tokenizer(tokenizer: Any | None, what: str) -> Any:
     if tokenizer is None:
         raise TokenizerMissingError(
             f"{what} needs a tokenizer, and this model has none: its folder held no tokenizer files "
-            f"({', '.join(TOKENIZER_FILES)}); add them, pass tokenizer=, or give token ids"
+            f"({', '.join(TOKENIZER_FILES)}) that could be read (the log says why, if there were any); add them, pass "
+            "tokenizer=, or give token ids"
         )
     return tokenizer
 

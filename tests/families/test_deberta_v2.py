@@ -490,13 +490,6 @@ def test_the_first_version_is_another_family() -> None:
         family_of("deberta", "config.json")
 
 
-def test_files_of_its_tokenizer_are_known(tmp_path: Path) -> None:
-    save_tiny(MASKED_LM, tmp_path)
-    (tmp_path / "spm.model").write_bytes(b"no model of sentencepiece")
-    with pytest.raises(ConfigError, match="the tokenizer files in"):
-        HookedEncoder.from_pretrained(tmp_path, device="cpu")
-
-
 def test_a_model_from_a_configuration_alone() -> None:
     cfg = made("all").cfg.encoder
     assert isinstance(cfg, EncoderConfig)

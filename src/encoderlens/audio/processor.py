@@ -77,7 +77,8 @@ def require_ctc_tokenizer(tokenizer: Any, blank: int) -> Any:
     if tokenizer is None:
         raise TokenizerMissingError(
             "a transcript needs a tokenizer, and this model has none: its folder held no tokenizer files (vocab.json); add "
-            "them, set model.processor to a Wav2Vec2Processor, or take the logits"
+            "them, set model.processor to a Wav2Vec2Processor, or take the logits. Files that could not be read "
+            "are named in the log"
         )
     if tokenizer.pad_token_id not in (None, blank):
         raise InputError(
