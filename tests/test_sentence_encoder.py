@@ -122,6 +122,19 @@ def test_layers_of_one_kind_are_numbered(modules: Any, transformer: Path, tmp_pa
     assert list(load(tmp_path).sentence) == ["pooling", "dense", "normalize", "dense_2", "layer_norm", "normalize_2"]
 
 
+def test_a_layer_that_is_replaced_is_the_one_that_runs(usual: tuple[Any, Path]) -> None:
+    model, reference = load(usual[1]), usual[0]
+    embedding = encoded(reference)
+    opposite = copy.deepcopy(model.sentence["dense"])
+    with torch.no_grad():
+        opposite.W = -opposite.W
+        opposite.b = -opposite.b
+    model.sentence["dense"] = opposite
+    assert_changed(model(TEXTS).detach(), embedding)
+    with pytest.raises(WeightsError, match=r"model\.sentence cannot be replaced: the sentence_embedding head runs"):
+        model.sentence = copy.deepcopy(model.sentence)
+
+
 @pytest.mark.parametrize("hf_class", ["RobertaModel", "MPNetModel", "DistilBertModel", "RobertaPreLayerNormModel"])
 def test_families(hf_class: str, modules: Any, tmp_path: Path) -> None:
     save_transformer(tmp_path / "transformer", hf_class)
