@@ -1,17 +1,24 @@
-# make demo | test | fuzz | check | bench | bench-peers
+# make demo | test | test-portable | fuzz | check | bench | bench-peers
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz check bench bench-peers compare-peers readme clean
+.PHONY: demo test test-portable fuzz check bench bench-peers compare-peers readme clean
 
 demo: $(VENV)/.run
 	HF_HUB_OFFLINE=1 $(BIN)/encoderlens demo
 
 test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
+
+# Tests whose numbers depend on how kernels round, on the kernels that every processor has.
+PORTABLE := tests/test_linearised.py tests/test_layer_norm.py tests/families/test_parity.py \
+	tests/families/test_eurobert.py tests/families/test_audio_parity.py tests/analysis/test_direct_logit_attribution.py
+
+test-portable: $(VENV)/.test
+	HF_HUB_OFFLINE=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -q $(PORTABLE)
 
 fuzz: $(VENV)/.test
 	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -q --hypothesis-seed=0 tests/test_audio_fuzz.py tests/test_text_fuzz.py

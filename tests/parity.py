@@ -59,7 +59,7 @@ def assert_changed(after: Tensor, before: Tensor, part: float = CHANGE) -> None:
 def changed_along(dim: int, after: Tensor, before: Tensor) -> list[bool]:
     """Of each entry of an axis: whether it changed, as ``assert_changed`` has it. All others are the same but for rounding."""
     scale = largest_of(before)
-    gaps = (after - before).abs().movedim(dim, 0).flatten(1).amax(1)
+    gaps = (after - before).abs().movedim(dim, 0).reshape(after.shape[dim], -1).amax(1)
     changed = gaps > CHANGE * scale
     assert (gaps[~changed] <= ROUNDING[before.abs().dtype] * scale).all(), f"neither changed nor the same: {gaps}"
     return changed.tolist()

@@ -485,7 +485,7 @@ def test_the_loss_is_that_of_hugging_face(layout: str) -> None:
     model, hf_model = tiny_speech(layout=layout), tiny_hf("HubertForCTC", **LAYOUTS[layout])
     labels = torch.tensor([[11, 5, 5, 10], [7, 7, -100, -100], [6, -100, -100, -100]])
     theirs = hf_model(**hf_batch(model, CLIPS), labels=labels).loss
-    for form in (labels, labels.int(), labels.short(), labels.to(torch.int8)):
+    for form in (labels, labels.int(), labels.short(), labels.to(torch.int8), labels.numpy(), labels.numpy().astype(">i2")):
         assert_parity(model(CLIPS, return_type="loss", labels=form), theirs)
 
 
@@ -494,7 +494,9 @@ def test_labels_in_bytes_fit_clips_of_many_frames(group: HookedAudioEncoder) -> 
     clip = speech(CLUBS)[2000:9000]
     assert group.frame_lengths(len(clip)).item() > 256
     expected = group(clip, return_type="loss", labels=labels)
-    assert torch.equal(group(clip, return_type="loss", labels=labels.to(torch.uint8)), expected)
+    for dtype in (torch.uint8, torch.uint16, torch.uint32, torch.uint64):
+        assert torch.equal(group(clip, return_type="loss", labels=labels.to(dtype)), expected)
+        assert torch.equal(group(clip, return_type="loss", labels=labels.to(dtype).numpy()), expected)
 
 
 def test_labels_that_repeat_need_a_frame_more(model: HookedAudioEncoder) -> None:
@@ -534,6 +536,8 @@ def test_labels_that_repeat_need_a_frame_more(model: HookedAudioEncoder) -> None
         ({"logits_at": 0}, "logits_at chooses positions of return_type='logits'"),
         ({"return_type": "logits", "logits_at": [59]}, "logits_at asks for positions 59 to 59; the input has 59"),
         ({"padding": "none"}, "padding='none' is unknown; it is 'batch' or 'independent'"),
+        ({"padding": "independant"}, "padding='independant' is unknown; .*; did you mean 'independent'"),
+        ({"padding": np.array(["batch", "batch"])}, "padding=array.* is unknown; it is 'batch' or 'independent'"),
         ({"stop_at_layer": 4}, "layers run from 0 to 3"),
         ({"mask_time_indices": torch.zeros(1, 60)}, r"mask has shape \[1, 60\]; the clips have frames \[1, 59\]"),
     ],
@@ -611,12 +615,29 @@ def test_frame_lengths_are_those_of_the_run_and_of_hugging_face(layout: str) -> 
     assert lengths.tolist() == [model.to_frames(CLIP[:n])[0].shape[1] for n in counts]
     assert torch.equal(lengths, hf_model._get_feat_extract_output_lengths(torch.tensor(counts)))
     assert torch.equal(model.frame_lengths(torch.tensor(counts, dtype=torch.int32)), lengths)
-    assert torch.equal(model.frame_lengths(np.array(counts)), lengths)
+    for dtype in (np.int64, np.uint8, np.uint16, np.uint64, ">i4"):
+        assert torch.equal(model.frame_lengths(np.array(counts, dtype)), lengths)
     with pytest.raises(InputError, match=f"has {shortest - 1} samples at 16000 Hz; one frame needs {shortest}"):
         model(CLIP[: shortest - 1])
 
 
-@pytest.mark.parametrize("counts", ["many", None, [1, [2]], [], [1.5], 1.0, True, [-1], torch.ones(2, 2).long(), 10**30, {}])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        torch.ones(2, dtype=torch.cfloat),
+        "many",
+        None,
+        [1, [2]],
+        [],
+        [1.5],
+        1.0,
+        True,
+        [-1],
+        torch.ones(2, 2).long(),
+        10**30,
+        {},
+    ],
+)
 def test_numbers_of_samples_are_whole(group: HookedAudioEncoder, counts: Any) -> None:
     with pytest.raises(InputError, match=r"(?s)n_samples=.*; give whole numbers of samples"):
         group.frame_lengths(counts)
@@ -748,8 +769,9 @@ def wave_with(value: float) -> np.ndarray:
         (CLIP.astype(object), r"the waveform is a ndarray of shape \[1200\] and dtype object"),
         (CLIP.astype(str), "the waveform is a ndarray of .* dtype <U"),
         ([0.1, 0.2, 0.3], "clip 0 has 3 samples at 16000 Hz; one frame needs 28"),
-        ([0.1, 0, 0.3], "clip 0 is a float; a list of numbers is one waveform if all are floats: give an array of floating"),
+        ([0.1, 0, 0.3], "clip 0 is a float; a list of numbers is one waveform if all are floats: otherwise give an array"),
         ([100, 0, -7], "clip 0 is an int; a list of numbers is one waveform if all are floats"),
+        ((CLIP, 44_100), "clip 1 is an int; .* A rate is given as sampling_rate"),  # what soundfile.read returns
         ([np.int16(100)] * 400, "clip 0 is an int16; a list of numbers is one waveform if all are floats"),
         ([[[0.1] * 400]], "clip 0 is a list; give a tensor or an array"),
         ([CLIP, [7] * 400], "clip 1 is a list; give a tensor or an array"),
@@ -1054,9 +1076,34 @@ def test_times_of_what_is_no_number_of_frames(n_frames: object) -> None:
         tiny_speech().frame_times(n_frames)
 
 
-@pytest.mark.parametrize(
-    "wave", [torch.zeros(900).to_sparse(), torch.zeros(900, device="meta"), np.ma.masked_array(np.zeros(900), np.ones(900))]
-)
-def test_tensors_without_all_of_their_data(wave: object) -> None:
-    with pytest.raises(InputError, match=r"sparse|meta|MaskedArray"):
-        tiny_speech()(wave)
+UNREADABLE: dict[str, Callable[[torch.Tensor], Any]] = {
+    "sparse tensor": lambda tensor: tensor.to_sparse(),
+    "meta device": lambda tensor: tensor.to("meta"),
+    "nested tensor": lambda tensor: torch.nested.nested_tensor(list(tensor)),
+    "a nested tensor": lambda tensor: torch.nested.nested_tensor(list(tensor), layout=torch.jagged),
+    "quantised tensor": lambda tensor: torch.quantize_per_tensor(tensor, 1.0, 0, torch.qint32),
+    "MaskedArray": lambda tensor: np.ma.masked_array(tensor.numpy(), np.ones(tensor.shape)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on nested and quantised tensors
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_tensors_without_all_of_their_numbers_are_refused(group: HookedAudioEncoder, kind: str) -> None:
+    make, clips = UNREADABLE[kind], np.stack([CLIP, CLIP[::-1]])
+    for waves in (
+        make(torch.from_numpy(clips.copy())),
+        [make(torch.from_numpy(clips.copy()))],
+        [CLIP, make(torch.zeros(1, 900))],
+    ):
+        with pytest.raises(InputError, match=kind):
+            group(waves)
+    for frames in (make(torch.zeros(2, N_FRAMES, 24)), (make(torch.zeros(2, N_FRAMES, 24)), torch.ones(2, N_FRAMES))):
+        with pytest.raises(InputError, match=kind):
+            group(frames)
+    for mask in (make(torch.ones(2, N_FRAMES)), make(torch.ones(2, len(CLIP)))):
+        with pytest.raises(InputError, match=kind):
+            group(clips, mask)
+        with pytest.raises(InputError, match=kind):
+            group((torch.zeros(2, N_FRAMES, 24), mask))
+        with pytest.raises(InputError, match=kind):
+            group(clips, mask_time_indices=mask)

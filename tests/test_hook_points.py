@@ -5,7 +5,7 @@ import torch
 from encoderlens import HookPoint
 from encoderlens.errors import GradientError, HookNameError, HookResultError
 from encoderlens.hooked_root_module import HookedRootModule
-from tests.parity import FORWARD, assert_close, assert_gradient_parity
+from tests.parity import FORWARD, assert_close, assert_gradient_parity, assert_parity, largest_of
 from tests.tiny import tiny_batch
 
 BATCH = tiny_batch()
@@ -461,10 +461,10 @@ def test_gradients_equal_autograd_at_every_documented_point(bert, task):
     bert.zero_grad()
     assert len(names) == (87 if task == "masked_lm" else 83)
     assert set(cached) == {*names, *(f"{name}_grad" for name in names)}
-    largest = max(grad.abs().max().item() for grad in expected.values())
+    largest = max(map(largest_of, expected.values()))
     for name, grad in expected.items():
         assert grad.shape == cached[name].shape
-        assert (cached[f"{name}_grad"] - grad).abs().max() <= 1e-5 * largest, name
+        assert_parity(cached[f"{name}_grad"], grad, scale=largest)
         assert grad.abs().max() > 0, name
 
 
@@ -498,3 +498,18 @@ def test_a_backward_hook_without_gradients_is_refused_with_frozen_parameters(ber
         assert hidden.grad.abs().max() > 0
     finally:
         bert.requires_grad_(True)
+
+
+def test_what_is_no_function_and_no_filter_is_refused(bert, unchecked):
+    with pytest.raises(HookNameError, match=r"a hook is a function of \(tensor, hook\), not 5"):
+        bert.add_hook("hook_full_embed", 5)
+    with pytest.raises(HookNameError, match=r"a hook is a function of \(tensor, hook\), not 5"):
+        bert.hook_dict["hook_full_embed"].add_hook(5)
+    with pytest.raises(HookNameError, match="a names filter is a name, a collection of names or a function of a name, not 5"):
+        bert.add_hook(5, print)
+
+
+def test_a_replacement_on_another_device_is_refused(bert):
+    hooks = [("hook_full_embed", lambda x, hook: x.to("meta"))]
+    with pytest.raises(HookResultError, match=r"returned a tensor on meta in place of one on cpu; move it there"):
+        bert.run_with_hooks(torch.tensor([[5, 6]]), fwd_hooks=hooks)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import huggingface_hub
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrizations, prune
 
 import encoderlens
 from encoderlens import HookedEncoder, loading
@@ -44,6 +46,7 @@ from tests.checkpoints import (
     save_tiny,
     write_tensors,
 )
+from tests.parity import assert_parity
 from tests.sentences import write_encoder
 from tests.tiny import TOKENIZER, tiny_batch, tiny_hf
 
@@ -150,6 +153,37 @@ def test_old_names(rename: Callable[[str], str], folder: Path, saved: Callable):
     assert_same_parameters(load(folder), load(saved("BertForPreTraining")[0]))
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin shards"])
+@pytest.mark.parametrize(
+    ("prefix", "origins"),
+    [
+        ("_orig_mod.", r"_orig_mod\. of torch\.compile"),
+        ("module.", r"module\. of DataParallel and DistributedDataParallel"),
+        ("module._orig_mod.", r"_orig_mod\. of torch\.compile, module\. of DataParallel"),
+    ],
+)
+def test_names_that_wrappers_have_added_to(
+    prefix: str, origins: str, kind: str, folder: Path, saved: Callable, caplog: pytest.LogCaptureFixture
+):
+    tensors = read_tensors(folder)
+    (folder / SAFETENSORS).unlink()
+    FORMATS[kind]({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, folder)
+    assert_same_parameters(load(folder), load(saved("BertForPreTraining")[0]))
+    (message,) = caplog.messages
+    assert re.search(rf"{len(tensors)} names such as {re.escape(prefix)}\S+ hold {origins}.*, and are read without it", message)
+
+
+def test_names_of_a_part_that_was_compiled(folder: Path, saved: Callable):
+    rename_tensors(folder, lambda name: name.replace("bert.encoder.", "bert.encoder._orig_mod."))
+    assert_same_parameters(load(folder), load(saved("BertForPreTraining")[0]))
+
+
+def test_two_names_of_one_tensor(folder: Path):
+    edit_tensors(folder, module__cls__predictions__bias=torch.zeros(188))
+    with pytest.raises(WeightsError, match=r"holds both \S*cls\.predictions\.bias and \S*cls\.predictions\.bias, which"):
+        load(folder)
+
+
 def test_base_model_saved_with_the_prefix(folder_of: Callable, saved: Callable):
     folder = folder_of("BertModel")
     rename_tensors(folder, lambda name: f"bert.{name}")
@@ -201,6 +235,33 @@ def test_tied_but_different_names_the_remedy_and_the_remedy_works(folder: Path):
     model = load(folder)
     assert torch.equal(model.unembed.weight, decoder)
     assert not torch.equal(model.W_E, decoder)
+
+
+@pytest.mark.parametrize("name", ["cls__predictions__bias", "cls__predictions__decoder__bias", "bert__pooler__dense__weight"])
+def test_nan_is_refused_by_name(name: str, folder: Path):
+    key = name.replace("__", ".")
+    values = read_tensors(folder).get(key, torch.zeros(188)).clone()
+    values[3] = torch.nan
+    edit_tensors(folder, **{name: values})
+    count = rf"{values.isnan().sum()} of {values.numel():,}"
+    with pytest.raises(WeightsError, match=rf"safetensors: {re.escape(key)} holds NaN \({count} numbers\): it was damaged"):
+        load(folder)
+
+
+def test_nan_in_both_biases_is_nan_and_no_difference(folder: Path):
+    damaged = torch.full((188,), torch.nan)
+    edit_tensors(folder, cls__predictions__bias=damaged, cls__predictions__decoder__bias=damaged)
+    with pytest.raises(WeightsError, match=r"cls\.predictions\.\S*bias holds NaN \(188 of 188 numbers\)"):
+        load(folder)
+
+
+def test_a_bias_may_rule_outputs_out(folder: Path):
+    bias = read_tensors(folder)["cls.predictions.bias"]
+    bias[7] = -torch.inf
+    edit_tensors(folder, cls__predictions__bias=bias)
+    logits = load(folder)(tiny_batch()["tokens"])
+    assert (logits[..., 7] == -torch.inf).all()
+    assert logits[..., :7].isfinite().all()
 
 
 def test_untied_model_loads_both_and_gives_the_same_logits(tmp_path: Path):
@@ -487,6 +548,26 @@ def test_embedded_names_are_the_folders_of_the_package(folder: Path, tmp_path: P
 def test_not_a_hugging_face_model():
     with pytest.raises(ConfigError, match="hf_model is a transformers model, not Linear"):
         HookedEncoder.from_pretrained(hf_model=torch.nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match=r"not DataParallel: give the model inside it .*\.module"):
+        HookedEncoder.from_pretrained(hf_model=torch.nn.DataParallel(tiny_hf("BertModel")))
+
+
+@pytest.mark.parametrize("way", ["pruned", "parametrised", "a part wrapped"])
+def test_hugging_face_model_whose_weights_are_made_of_others(way: str):
+    hf_model = tiny_hf("BertForPreTraining")
+    layer = hf_model.bert.encoder.layer[1].attention.self.query
+    if way == "pruned":
+        prune.l1_unstructured(layer, "weight", 0.3)
+    elif way == "parametrised":
+        parametrizations.orthogonal(layer)
+    else:
+        hf_model.bert.encoder.layer[1].attention = torch.nn.DataParallel(hf_model.bert.encoder.layer[1].attention)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1.5)
+    model = load(hf_model)
+    tokens = tiny_batch()["tokens"]
+    assert_parity(model(tokens), hf_model(tokens).prediction_logits)
 
 
 def test_hugging_face_model_of_an_unsupported_class():
@@ -870,7 +951,6 @@ MEMORY_SCRIPT = """
 import gc, json, sys
 import torch
 from encoderlens import HookedEncoder, loading
-from tests.parity import assert_parity
 
 def resident(kind):
     with open("/proc/self/status") as status:

@@ -13,6 +13,7 @@ from encoderlens import HookedEncoder, HookedRootModule, HookPoint
 from encoderlens.analysis import contacts, direct_logit_attribution, logit_lens
 from encoderlens.linearised import linearised
 from tests.analysis.models import TEXTS, made
+from tests.parity import assert_changed, assert_parity, largest_of
 from tests.speech import snippets, tiny_speech
 from tests.tiny import tiny_hf
 
@@ -110,11 +111,11 @@ def test_attributions_of_a_cache_that_was_made_inside_a_hook_add_up(case):
     (inner,) = found_at(model)
     stack = inner.decompose_resid()
     stream = inner[str(model.stream_point(model.cfg.n_layers).name)]
-    assert (stack.sum(0) - stream).abs().max() <= 1e-5 * stack.abs().max()
+    assert_parity(stack.sum(0), stream, scale=largest_of(stack))
     sums = inner.logit_attrs(stack, case.target).sum(0) + inner.logit_constant(case.target)
     index = model.task_head().output_index(case.target, model.tokenizer)
     logits = model(case.inner, return_type="logits")[..., index]
-    assert (sums - logits).abs().max() <= 1e-5 * logits.abs().max()
+    assert_parity(sums, logits)
 
 
 def test_caching_hooks_that_stay_on_see_no_run_inside_a_run(case):
@@ -320,7 +321,7 @@ def test_frozen_quantities_are_frozen_in_one_thread_only(case):
         frozen = gradient()
         elsewhere = in_threads(lambda number: gradient())
     assert all(torch.equal(one, plain) for one in elsewhere)
-    assert (frozen - plain).abs().max() > 1e-3 * plain.abs().max()
+    assert_changed(frozen, plain)
 
 
 def test_attributions_and_other_heads_in_several_threads(case):

@@ -2,13 +2,15 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
+import jaxtyping
 import numpy as np
+import pytest
 import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -33,6 +35,19 @@ def loaded(hf_class: str, dtype: torch.dtype = torch.float32) -> HookedEncoder:
 
 
 models = st.sampled_from(CLASSES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _types_are_not_checked() -> Iterator[None]:
+    """As in a user's own run, so that wrong types get through to our own messages; and much faster."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def same(ours: Tensor, theirs: Tensor) -> bool:
+    """Bit by bit; an edit may have made NaN."""
+    return torch.equal(ours.isnan(), theirs.isnan()) and torch.equal(ours.nan_to_num(), theirs.nan_to_num())
 
 
 # Inputs
@@ -110,6 +125,8 @@ POINTS = (
     "blocks.1.hook_mlp_out",
     "mlm_head.hook_post",
 )
+# At a scale, a hook that does more than cache has the norm computed step by step, which rounds otherwise.
+NESTED = tuple(point for point in POINTS if not point.endswith("hook_scale"))
 SENTENCES = ("the doctor [MASK] home.", "she was [MASK]", "no [MASK]", "he said that the nurse could not have [MASK] it.")
 
 
@@ -150,12 +167,12 @@ def attached(model: HookedEncoder, stack: ExitStack, drawn: Any) -> None:
 
 def assert_same_cache(ours: Any, theirs: Any) -> None:
     assert list(ours) == list(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(same(ours[name], theirs[name]) for name in theirs)
     assert torch.equal(ours.tokens, theirs.tokens)
 
 
 @settings(FUZZ)
-@given(models, sentence, st.lists(st.tuples(st.sampled_from(POINTS), sentence, st.booleans()), min_size=1, max_size=2), edits)
+@given(models, sentence, st.lists(st.tuples(st.sampled_from(NESTED), sentence, st.booleans()), min_size=1, max_size=2), edits)
 def test_runs_inside_runs_change_nothing(hf_class: str, outer: str, nested: Any, drawn: Any) -> None:
     model = loaded(hf_class)
     found: list[tuple[str, Any]] = []
@@ -215,7 +232,7 @@ def test_threads_do_not_see_each_other(hf_class: str, work: Any) -> None:
         if isinstance(theirs, str):
             assert ours == theirs
         else:
-            assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+            assert all(same(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 @settings(FUZZ)
@@ -235,6 +252,9 @@ def test_attributions_add_up_or_are_refused(hf_class: str, dtype: torch.dtype, g
         with torch.no_grad():
             logits = model(given)
         position = rows.positions[0]
+    if not logits.isfinite().all():
+        event("an edit makes NaN")
+        return
     index = model.task_head().output_index("nurse", model.tokenizer)
     scale = max(float(rows.values.abs().max()), float(logits.abs().max()))
     assert rows.values.isfinite().all()
@@ -305,7 +325,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
 
 @settings(FUZZ)
 @given(models, sentence, st.fixed_dictionaries(OPTIONS))
-def test_options_of_a_cached_run(unchecked: None, hf_class: str, given: str, options: dict[str, Any]) -> None:
+def test_options_of_a_cached_run(hf_class: str, given: str, options: dict[str, Any]) -> None:
     model = loaded(hf_class)
     given_options = {name: value for name, value in options.items() if value is not None or name == "return_type"}
     try:

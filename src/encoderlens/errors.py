@@ -5,7 +5,7 @@ EncoderLensError
 │   ├── UnknownArchitectureError          a checkpoint of a family or class that is not in the registry
 │   └── DeviceError                       a device that is not there; an InputError too
 ├── CheckpointNotFoundError (FileNotFoundError)   no such folder, file, shard or hub id
-├── WeightsError (ValueError)             missing, left-over, misshapen, truncated or unequal tied tensors
+├── WeightsError (ValueError)             tensors that are missing, left over, misshapen, damaged or unequal, or cannot be set
 ├── HookError
 │   ├── HookNameError (KeyError)          a name or filter that selects no hook point
 │   ├── HookUnreachableError (ValueError) a named hook point that this run does not compute
@@ -35,7 +35,7 @@ class CheckpointNotFoundError(EncoderLensError, FileNotFoundError):
 
 
 class WeightsError(EncoderLensError, ValueError):
-    """Missing, left-over, misshapen, truncated or unequal tied tensors."""
+    """Tensors that are missing, left over, misshapen, damaged, or different in the place of one; weights that cannot be set."""
 
 
 class HookError(EncoderLensError):

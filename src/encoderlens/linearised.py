@@ -265,7 +265,7 @@ class _Taps:
         self.flowing[module] = output
 
     def _see(self, point: HookPoint, entered: Tensor, leaving: Tensor, replaced: bool) -> Tensor:
-        changed = not torch.equal(entered, leaving)
+        changed = not _equal(entered, leaving)
         if changed:
             self.edited.add(point)
         if point.name in self.parts:
@@ -288,6 +288,13 @@ class _Taps:
             tapped: torch.zeros_like(tensor) if gradient is None else gradient
             for (tapped, tensor), gradient in zip(self.flowing.items(), found, strict=False)
         }
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, where NaN is one."""
+    if torch.equal(ours, theirs):
+        return True
+    return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
 
 
 def _rows_of(step: Step, taps: _Taps, gradients: Gradients, split: Collection[str]) -> Iterator[Rows]:

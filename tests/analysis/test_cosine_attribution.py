@@ -25,7 +25,7 @@ from encoderlens.config import (
 )
 from encoderlens.errors import AnalysisError, InputError, TaskError
 from tests.additive import additive_batch, direct_losses, run, sentence_model
-from tests.parity import assert_changed, assert_complete, assert_parity, largest_of
+from tests.parity import CHANGE, assert_changed, assert_complete, assert_parity, largest_of
 from tests.sentences import LONG, TEXTS
 from tests.tiny import N_VOCAB, TOKENIZER, tiny_hf
 
@@ -210,7 +210,7 @@ def test_what_hooks_add_has_a_row_of_its_own(name: str) -> None:
         pairs = token_pairs(model, *alone())
         assert_parity(torch.tensor(pairs.cosine, dtype=torch.float64), cosines(model, *alone())[0], tolerance=1e-11)
     assert_complete(rows, 1e-11)
-    assert rows.values[rows.labels["component"].index("hooks")].abs().min() > 1e-3
+    assert rows.values[rows.labels["component"].index("hooks")].abs().min() > CHANGE * largest_of(rows.values)
     assert_complete(pairs, 1e-11)
 
 
@@ -289,7 +289,7 @@ def test_only_the_tokens_that_are_pooled_have_pairs() -> None:
 
 def test_a_bias_behind_the_pooling_has_its_own_pairs() -> None:
     pairs = token_pairs(reader("dense, normalize"), TEXTS[0], TEXTS[3])
-    assert pairs.values[-1].abs().min() > 1e-6
+    assert pairs.values[-1].abs().min() > 1e-6 * largest_of(pairs.values)
     assert pairs.labels["component"][-1] == "bias"
 
 
@@ -332,3 +332,15 @@ def test_inference_mode_around_a_call_does_no_harm() -> None:
         rows, pairs = cosine_attribution(model, "no", "she"), token_pairs(model, "no", "she")
     assert_complete(rows, 1e-11)
     assert_complete(pairs, 1e-11)
+
+
+@pytest.mark.parametrize("name", ["sentence.pooling.hook_out", "blocks.1.hook_normalized_resid_post"])
+def test_a_constant_in_place_of_what_flows_is_all_of_the_cosine(name: str) -> None:
+    model = sentence_model(part("mean", dense(14, 9)), dtype=torch.float64)
+    first, second = sides(model)
+    with model.hooks([(name, lambda x, hook: torch.linspace(-1, 1, 14, dtype=torch.float64).expand_as(x))]):
+        rows = cosine_attribution(model, first, second)
+        pairs = token_pairs(model, *alone())
+    assert rows.values[rows.labels["component"].index("L0H0")].abs().max() == 0
+    assert rows.error < 1e-11
+    assert pairs.error < 1e-11

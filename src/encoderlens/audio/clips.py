@@ -92,8 +92,8 @@ def _read(item: Any, sampling_rate: Any, where: str) -> tuple[Any, Any, str]:
         item = np.array(item, dtype=np.float64)
     elif isinstance(item, int | float | np.number):
         raise InputError(
-            f"{where} is {described(item)}; a list of numbers is one waveform if all are floats: give an array of "
-            "floating-point numbers, int16 or int32"
+            f"{where} is {described(item)}; a list of numbers is one waveform if all are floats: otherwise give an array of "
+            "floating-point numbers, int16 or int32. A rate is given as sampling_rate"
         )
     return item, ASSUMED_RATE if sampling_rate is ... else sampling_rate, where
 

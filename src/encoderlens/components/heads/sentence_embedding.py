@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -130,8 +131,18 @@ class SentenceEmbedding(Readout):
     per_position = False
 
     def __init__(self, pooling: SentencePooling, layers: tuple[SentenceModule, ...], names: tuple[str, ...]) -> None:
-        self.pooling, self.layers = pooling, dict(zip(names, layers, strict=True))
-        super().__init__(sentence=nn.ModuleDict({"pooling": pooling, **self.layers}))
+        self._parts = nn.ModuleDict({"pooling": pooling, **dict(zip(names, layers, strict=True))})
+        super().__init__(sentence=self._parts)
+
+    @property
+    def pooling(self) -> SentencePooling:
+        """What makes one vector of the stream, as it is in the model now."""
+        return cast(SentencePooling, self._parts["pooling"])
+
+    @property
+    def layers(self) -> dict[str, SentenceModule]:
+        """What the vector then passes through, by name, as it is in the model now."""
+        return {name: cast(SentenceModule, part) for name, part in self._parts.items() if name != "pooling"}
 
     def forward(self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence) -> Vectors:
         vector = self.pooling(resid, sequence)
