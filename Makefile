@@ -15,7 +15,7 @@ test: $(VENV)/.test
 
 # Tests whose numbers depend on how kernels round, on the kernels that every processor has.
 PORTABLE := tests/test_linearised.py tests/test_layer_norm.py tests/families/test_parity.py \
-	tests/families/test_eurobert.py tests/families/test_audio_parity.py tests/analysis/test_direct_logit_attribution.py
+	tests/families/test_eurobert.py tests/families/test_audio_parity.py
 
 test-portable: $(VENV)/.test
 	HF_HUB_OFFLINE=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -q $(PORTABLE)
