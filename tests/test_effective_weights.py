@@ -53,7 +53,6 @@ MODELS: dict[str, Callable[[], Model]] = {
     "shared layers, factorised": lambda: new_text_model("AlbertForMaskedLM"),
     "contacts": lambda: new_text_model("EsmForMaskedLM"),
     "speech": lambda: tiny_speech("HubertForSequenceClassification"),
-    "speech, pre-LN": lambda: tiny_speech("HubertForCTC", "layer norm, pre-LN"),
     "speech, batch norm": lambda: tiny_speech("HubertForCTC", "no projection norm, batch norm, summed layers"),
 }
 
@@ -86,8 +85,7 @@ MADE_OF_OTHERS: dict[str, tuple[Callable[[nn.Module], None], Callable[[Tensor], 
     "parametrised": (parametrise, Scaled()),
     "pruned": (prune_and_train, lambda weight: mask_of(weight) * (1.1 * weight)),
 }
-PAIRS = [(name, "parametrised") for name in MODELS if name not in ("grouped keys", "speech")]
-PAIRS += [(name, "pruned") for name in ("post-LN", "speech")]
+PAIRS = [(name, "pruned" if name in ("post-LN", "speech") else "parametrised") for name in MODELS if name != "grouped keys"]
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=" ".join)

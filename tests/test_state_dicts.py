@@ -1,7 +1,7 @@
 """State dicts: what is one parameter stays one, TransformerLens' names, and names that wrappers have added to."""
 
 import copy
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import pytest
@@ -19,15 +19,28 @@ from tests.speech import snippets, tiny_speech
 from tests.text_families import ENCODERS, new_text_model, text_batch
 
 Model = HookedEncoder | HookedAudioEncoder
-# A model of each way to share parameters, with two names of one of them.
-SHARING: dict[str, tuple[Callable[[], Model], str, str]] = {
-    "tied embeddings": (lambda: new_text_model("BertForPreTraining"), "embed.embed.weight", "unembed.weight"),
-    "layers": (lambda: new_text_model("AlbertModel"), "blocks.0.attn.q.weight", "blocks.2.attn.q.weight"),
-    "distances": (lambda: new_text_model("DebertaV2Model"), "relative.weight", "blocks.1.attn.relative.weight"),
-    "a relative bias": (lambda: new_text_model("MPNetModel"), "relative.weight", "blocks.1.attn.relative.weight"),
-    "frequencies": (lambda: new_text_model("EsmModel"), "relative.frequencies", "blocks.2.attn.relative.frequencies"),
+# A class of each way to share parameters, with two names of one of them.
+SHARING = {
+    "tied embeddings": ("BertForPreTraining", "embed.embed.weight", "unembed.weight"),
+    "layers": ("AlbertModel", "blocks.0.attn.q.weight", "blocks.2.attn.q.weight"),
+    "distances": ("DebertaV2Model", "relative.weight", "blocks.1.attn.relative.weight"),
+    "a relative bias": ("MPNetModel", "relative.weight", "blocks.1.attn.relative.weight"),
+    "frequencies": ("EsmModel", "relative.frequencies", "blocks.2.attn.relative.frequencies"),
 }
 every_sharing = pytest.mark.parametrize("sharing", SHARING)
+
+
+@functools.cache
+def source_of(name: str) -> Model:
+    """A model that no test changes: one that shares, or one of TransformerLens' two kinds."""
+    if name == "speech":
+        return tiny_speech("HubertModel")
+    return new_text_model("BertForPreTraining" if name == "text" else SHARING[name][0])
+
+
+def made(name: str) -> Model:
+    """The same, of a test's own."""
+    return copy.deepcopy(source_of(name))
 
 
 def cloned(model: nn.Module) -> dict[str, Tensor]:
@@ -45,36 +58,34 @@ def randomised(model: Model) -> Model:
 # What is one parameter
 
 
-@pytest.mark.parametrize("assign", [False, True])
 @every_sharing
-def test_what_is_one_parameter_stays_one(sharing: str, assign: bool) -> None:
-    make, _, _ = SHARING[sharing]
-    source, model = make(), randomised(make())
-    loaded = model.load_state_dict(cloned(source), assign=assign)
-    assert (loaded.missing_keys, loaded.unexpected_keys) == ([], [])
-    assert_same_parameters(model, source)
+def test_what_is_one_parameter_stays_one(sharing: str) -> None:
+    source = source_of(sharing)
+    for assign in (False, True):
+        model = randomised(made(sharing))
+        loaded = model.load_state_dict(cloned(source), assign=assign)
+        assert (loaded.missing_keys, loaded.unexpected_keys) == ([], [])
+        assert_same_parameters(model, source)
     assert_same_tensors(model.to_hf().state_dict(), source.to_hf().state_dict())
 
 
-@pytest.mark.parametrize("assign", [False, True])
 @every_sharing
-def test_different_tensors_for_one_parameter_are_refused_before_anything_is_loaded(sharing: str, assign: bool) -> None:
-    make, one, other = SHARING[sharing]
-    model = make()
-    before, state = cloned(model), cloned(randomised(make()))
+def test_different_tensors_for_one_parameter_are_refused_before_anything_is_loaded(sharing: str) -> None:
+    _, one, other = SHARING[sharing]
+    model, state = made(sharing), cloned(randomised(made(sharing)))
     state[other] = state[other] + 1
     message = rf"{one} and {other} are one parameter of this model, and the state dict holds different tensors for them"
-    for strict in (True, False):
+    for options in ({}, {"strict": False}, {"assign": True}, {"strict": False, "assign": True}):
         with pytest.raises(WeightsError, match=message.replace(".", r"\.")):
-            model.load_state_dict(state, strict=strict, assign=assign)
-    assert_same_tensors(model.state_dict(), before)
+            model.load_state_dict(state, **options)
+    assert_same_parameters(model, source_of(sharing))
 
 
 @every_sharing
 def test_one_of_its_names_is_enough(sharing: str) -> None:
     """Files leave out what is there under another name."""
-    make, one, other = SHARING[sharing]
-    source, model = make(), randomised(make())
+    _, one, other = SHARING[sharing]
+    source, model = source_of(sharing), randomised(made(sharing))
     for left_out in (one, other):
         state = cloned(source)
         del state[left_out]
@@ -83,21 +94,21 @@ def test_one_of_its_names_is_enough(sharing: str) -> None:
 
 
 def test_a_state_dict_with_nan_goes_back_in() -> None:
-    model = SHARING["tied embeddings"][0]()
+    model = made("tied embeddings")
     with torch.no_grad():
         model.W_E[3, 5] = torch.nan
     model.load_state_dict(cloned(model))
     assert model.W_U[5, 3].isnan()
 
 
-@pytest.mark.parametrize("assign", [False, True])
-def test_weights_that_were_taken_apart_stay_apart(assign: bool) -> None:
+def test_weights_that_were_taken_apart_stay_apart() -> None:
     """On purpose: an unembedding with weights of its own, to be trained."""
-    model = SHARING["tied embeddings"][0]()
+    model = made("tied embeddings")
     model.unembed.weight = nn.Parameter(model.unembed.weight + 1)
     state = cloned(model)
-    randomised(model).load_state_dict(state, assign=assign)
-    assert_same_tensors(model.state_dict(), state)
+    for assign in (False, True):
+        randomised(model).load_state_dict(state, assign=assign)
+        assert_same_tensors(model.state_dict(), state)
     assert model.unembed.weight is not model.embed.embed.weight
 
 
@@ -123,7 +134,7 @@ def test_an_unembedding_that_has_become_another_is_given_back_untied(hf_class: s
 
 
 def test_equal_copies_go_to_hugging_face_as_one(caplog: pytest.LogCaptureFixture) -> None:
-    model = SHARING["tied embeddings"][0]()
+    model = made("tied embeddings")
     model.unembed.weight = nn.Parameter(model.unembed.weight.detach().clone())
     back = model.to_hf()
     assert back.cls.predictions.decoder.weight is back.bert.embeddings.word_embeddings.weight
@@ -143,8 +154,8 @@ def replaced(model: Model, name: str) -> None:
 
 @pytest.mark.parametrize("sharing", ["layers", "distances", "a relative bias", "frequencies"])
 def test_what_hugging_face_holds_once_is_refused_where_copies_differ(sharing: str) -> None:
-    make, one, other = SHARING[sharing]
-    model = make()
+    _, one, other = SHARING[sharing]
+    model = made(sharing)
     replaced(model, other)
     message = rf"{one} and {other} are one parameter in \w+Model, and differ here: make them one again".replace(".", r"\.")
     with pytest.raises(WeightsError, match=message):
@@ -164,7 +175,7 @@ class Double(nn.Module):
 
 
 def test_parametrising_one_of_two_tied_weights_takes_them_apart() -> None:
-    tied, layers = SHARING["tied embeddings"][0](), SHARING["layers"][0]()
+    tied, layers = made("tied embeddings"), made("layers")
     parametrize.register_parametrization(tied.unembed, "weight", Double())
     back = tied.to_hf()
     assert torch.equal(back.cls.predictions.decoder.weight, 2 * back.bert.embeddings.word_embeddings.weight)
@@ -177,7 +188,7 @@ def test_parametrising_one_of_two_tied_weights_takes_them_apart() -> None:
 
 @pytest.mark.parametrize("name", ["pooler", "unembed", "mlm_head", "nsp_head"])
 def test_a_module_that_heads_run_is_not_replaced_behind_their_back(name: str) -> None:
-    model = SHARING["tied embeddings"][0]()
+    model = made("tied embeddings")
     with pytest.raises(WeightsError, match=rf"model\.{name} cannot be replaced: the \w+ head runs the module that is there"):
         setattr(model, name, copy.deepcopy(getattr(model, name)))
     setattr(model, name, getattr(model, name))
@@ -195,24 +206,21 @@ def lens_state(model: Model) -> dict[str, Tensor]:
     return state | {"blocks.0.attn.mask": torch.empty(0, 0), "blocks.0.attn.IGNORE": torch.tensor(-torch.inf)}
 
 
-LENS: dict[str, Callable[[], Model]] = {
-    "text": lambda: new_text_model("BertForPreTraining"),
-    "speech": lambda: tiny_speech("HubertModel"),
-}
-every_lens = pytest.mark.parametrize("modality", LENS)
+every_modality = pytest.mark.parametrize("modality", ["text", "speech"])
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@every_lens
-def test_a_state_dict_of_transformer_lens_is_loaded_whatever_strict_says(modality: str, strict: bool) -> None:
-    source, model = LENS[modality](), randomised(LENS[modality]())
-    loaded = model.load_state_dict(lens_state(source), strict=strict)
-    assert (loaded.missing_keys, loaded.unexpected_keys) == ([], [])
-    assert_same_parameters(model, source)
+@every_modality
+def test_a_state_dict_of_transformer_lens_is_loaded_whatever_strict_says(modality: str) -> None:
+    source = source_of(modality)
+    for strict in (True, False):
+        model = randomised(made(modality))
+        loaded = model.load_state_dict(lens_state(source), strict=strict)
+        assert (loaded.missing_keys, loaded.unexpected_keys) == ([], [])
+        assert_same_parameters(model, source)
 
 
 def test_a_part_of_it_is_loaded_as_far_as_it_goes() -> None:
-    source, model = LENS["text"](), randomised(LENS["text"]())
+    source, model = source_of("text"), randomised(made("text"))
     part = {name: tensor for name, tensor in lens_state(source).items() if name.startswith("blocks.")}
     loaded = model.load_state_dict(part, strict=False)
     assert torch.equal(model.W_Q, source.W_Q)
@@ -222,7 +230,6 @@ def test_a_part_of_it_is_loaded_as_far_as_it_goes() -> None:
         model.load_state_dict(part)
 
 
-@pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -234,19 +241,19 @@ def test_a_part_of_it_is_loaded_as_far_as_it_goes() -> None:
         ),
     ],
 )
-def test_tensors_of_transformer_lens_that_do_not_fit(changes: dict[str, Tensor], message: str, strict: bool) -> None:
-    model = LENS["text"]()
-    before = cloned(model)
-    with pytest.raises(WeightsError, match=message):
-        model.load_state_dict(lens_state(model) | changes, strict=strict)
-    assert_same_tensors(model.state_dict(), before)
+def test_tensors_of_transformer_lens_that_do_not_fit(changes: dict[str, Tensor], message: str) -> None:
+    model = made("text")
+    for strict in (True, False):
+        with pytest.raises(WeightsError, match=message):
+            model.load_state_dict(lens_state(model) | changes, strict=strict)
+    assert_same_parameters(model, source_of("text"))
 
 
 def test_tensors_of_transformer_lens_for_a_weight_that_is_made_of_others() -> None:
-    model = LENS["text"]()
+    model = made("text")
     parametrize.register_parametrization(model.blocks[1].attn.q, "weight", Double())
     with pytest.raises(WeightsError, match=r"blocks\.1\.attn\.W_Q cannot be loaded: .* is parametrised or pruned"):
-        model.load_state_dict(lens_state(LENS["text"]()), strict=False)
+        model.load_state_dict(lens_state(source_of("text")), strict=False)
 
 
 LENS_CONFIG = {
@@ -269,7 +276,7 @@ PARTS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], bool]] = {
 
 @pytest.mark.parametrize("left_out", PARTS)
 def test_a_model_of_a_state_dict_of_transformer_lens_has_the_heads_that_are_there(left_out: str) -> None:
-    source = LENS["text"]()
+    source = source_of("text")
     modules, hf_class, heads, pooler = PARTS[left_out]
     state = {name: tensor for name, tensor in lens_state(source).items() if name.split(".")[0] not in modules}
     model = HookedEncoder.from_transformer_lens_state_dict(state, LENS_CONFIG, device="cpu")
@@ -284,7 +291,7 @@ def test_a_model_of_a_state_dict_of_transformer_lens_has_the_heads_that_are_ther
 
 
 def test_a_head_that_is_not_whole_is_still_missed() -> None:
-    state = lens_state(LENS["text"]())
+    state = lens_state(source_of("text"))
     for name, message in [("unembed.b_U", r"unembed\.b_U"), ("mlm_head.W", r"mlm_head\.W"), ("pooler.W", r"pooler\.W")]:
         part = {key: tensor for key, tensor in state.items() if key != name}
         with pytest.raises(WeightsError, match=rf"lacks 1 tensors that its configuration calls for: {message}$"):
@@ -293,14 +300,10 @@ def test_a_head_that_is_not_whole_is_still_missed() -> None:
 
 # Wrappers
 
-PREFIXES = {"compiled": "_orig_mod.", "parallel": "module.", "both": "module._orig_mod.", "sharded": "_fsdp_wrapped_module."}
-every_prefix = pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
 
-
-@every_prefix
-@every_lens
+@pytest.mark.parametrize(("modality", "prefix"), [("text", "_orig_mod."), ("speech", "module._orig_mod.")])
 def test_what_wrappers_add_to_names_is_taken_off(modality: str, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
-    source, model = LENS[modality](), randomised(LENS[modality]())
+    source, model = source_of(modality), randomised(made(modality))
     model.load_state_dict({f"{prefix}{name}": tensor for name, tensor in cloned(source).items()})
     assert_same_parameters(model, source)
     (message,) = caplog.messages
@@ -313,7 +316,7 @@ def test_what_wrappers_add_to_names_is_taken_off(modality: str, prefix: str, cap
 
 
 def test_wrappers_of_parts_are_taken_off_and_those_of_the_model_stay() -> None:
-    source, model = LENS["text"](), randomised(LENS["text"]())
+    source, model = made("text"), randomised(made("text"))
     source.blocks[1].mlp = nn.DataParallel(source.blocks[1].mlp)
     state = cloned(source)
     assert "blocks.1.mlp.module.input.weight" in state
@@ -323,7 +326,7 @@ def test_wrappers_of_parts_are_taken_off_and_those_of_the_model_stay() -> None:
 
 
 def test_two_names_that_become_one_are_refused() -> None:
-    model = LENS["text"]()
+    model = made("text")
     state = cloned(model)
     state["module.mlm_head.ln.w"] = state["mlm_head.ln.w"]
     with pytest.raises(WeightsError, match=r"holds both mlm_head\.ln\.w and module\.mlm_head\.ln\.w, which are one tensor"):
@@ -332,19 +335,19 @@ def test_two_names_that_become_one_are_refused() -> None:
 
 def test_no_name_of_ours_is_one_of_a_wrapper() -> None:
     names: set[str] = set()
-    for model in (LENS["text"](), LENS["speech"](), new_text_model("DebertaV2ForMaskedLM")):
+    for model in (source_of("text"), source_of("speech")):
         names |= {part for name in (*model.state_dict(), *model.to_hf().state_dict()) for part in name.split(".")}
     assert not names & {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def test_runs_are_those_of_the_weights_that_were_loaded() -> None:
-    source, model = LENS["speech"](), randomised(LENS["speech"]())
+    source, model = source_of("speech"), randomised(made("speech"))
     model.load_state_dict(cloned(source), assign=True)
     assert torch.equal(model(snippets()), source(snippets()))
 
 
 def test_a_dtype_that_comes_with_the_tensors_is_seen() -> None:
-    model: Any = LENS["text"]()
+    model: Any = made("text")
     model.load_state_dict({name: tensor.double() for name, tensor in cloned(model).items()}, assign=True)
     assert model.cfg.dtype == torch.float64
     assert model.unembed.weight is model.embed.embed.weight
