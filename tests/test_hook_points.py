@@ -498,3 +498,18 @@ def test_a_backward_hook_without_gradients_is_refused_with_frozen_parameters(ber
         assert hidden.grad.abs().max() > 0
     finally:
         bert.requires_grad_(True)
+
+
+def test_what_is_no_function_and_no_filter_is_refused(bert, unchecked):
+    with pytest.raises(HookNameError, match=r"a hook is a function of \(tensor, hook\), not 5"):
+        bert.add_hook("hook_full_embed", 5)
+    with pytest.raises(HookNameError, match=r"a hook is a function of \(tensor, hook\), not 5"):
+        bert.hook_dict["hook_full_embed"].add_hook(5)
+    with pytest.raises(HookNameError, match="a names filter is a name, a collection of names or a function of a name, not 5"):
+        bert.add_hook(5, print)
+
+
+def test_a_replacement_on_another_device_is_refused(bert):
+    hooks = [("hook_full_embed", lambda x, hook: x.to("meta"))]
+    with pytest.raises(HookResultError, match=r"returned a tensor on meta in place of one on cpu; move it there"):
+        bert.run_with_hooks(torch.tensor([[5, 6]]), fwd_hooks=hooks)

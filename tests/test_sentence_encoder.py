@@ -242,7 +242,7 @@ def test_a_prompt_that_is_no_text_is_refused(prompt: Any, bert: HookedEncoder, u
         bert.prompt = prompt
     assert bert.prompt == ""
     part = SentenceEmbeddingPart(SentencePoolingPart(), prompt=prompt)
-    with pytest.raises(ConfigError, match=r"a prompt is .*; it is text"):
+    with pytest.raises(ConfigError, match=r"prompt is .*; it must be a text"):
         part.check()
 
 

@@ -457,7 +457,9 @@ class ActivationCache(CachedRun):
         """
         self.check_weights(modules)
         for name, scale in self.items():
-            if name.endswith(".hook_scale") and bool((scale <= 0).any()):
+            if not name.endswith(".hook_scale") or scale.is_meta:  # there are no numbers on the meta device
+                continue
+            if bool((scale <= 0).any()):
                 raise AnalysisError(
                     f"{name} holds {float(scale.min()):.3g}, and scales are above 0: these are gradients, not the activations "
                     "of a run, and have no decomposition. What a component does to a loss by its gradient is the activation "

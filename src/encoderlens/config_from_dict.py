@@ -99,17 +99,18 @@ _IDLE = (
 _READ = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "d_mlp", "act_fn", "eps", "initializer_range")
 _RUNTIME = ("device", "dtype", "seed", "tokenizer_name", "model_name", "attention_dir", "attn_scale", "d_vocab_out")
 _OWN = ("n_token_types", "tie_word_embeddings", "heads", "pooler", *ModelConfig.FLAGS)
-# What fields hold; those that tell a sentinel from a value, or None from a default, are looked at again where they are read.
+# What fields hold; those with a sentinel are looked at again where they are read.
 _HELD: dict[str, Any] = {
     **dict.fromkeys(("d_model", "n_layers", "n_ctx", "d_vocab"), Size),
     **dict.fromkeys(("n_heads", "d_head", "d_vocab_out"), int),
-    **{"d_mlp": Size | None, "n_token_types": Count, "act_fn": ActivationName, "eps": NotNegative},
-    **{"initializer_range": float, "attn_scale": float, "seed": Seed | None, "tie_word_embeddings": bool},
-    **{"tokenizer_name": str | Path | None, "model_name": str | None, "heads": tuple[str, ...], "pooler": bool},
+    **{"d_mlp": Size, "n_token_types": Count, "act_fn": ActivationName, "eps": NotNegative},
+    **{"initializer_range": float, "attn_scale": float, "seed": Seed, "tie_word_embeddings": bool},
+    **{"tokenizer_name": str | Path, "model_name": str, "heads": tuple[str, ...], "pooler": bool},
     **dict.fromkeys(("conv_dim", "conv_kernel", "conv_stride"), tuple[Size, ...]),
     **dict.fromkeys(("num_conv_pos_embeddings", "num_conv_pos_embedding_groups"), Size),
     "mask_embed": bool,
 }
+_OPTIONAL = ("d_mlp", "seed", "tokenizer_name", "model_name", "device", "dtype")  # of which None says nothing
 _OF_TEXT = ("n_token_types", "tokenizer_name", "heads", "pooler")  # that models which read waveforms do not have
 
 
@@ -124,7 +125,7 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         ConfigError: for a missing or unknown field, ``attention_dir="causal"``, or a field that asks for something that this
             encoder does not have.
     """
-    values = {name: frozen(value) for name, value in values.items()}
+    values = _said(values)
     d_model, n_heads, d_head = _checked(values, ("d_model", "n_layers", "n_ctx", "d_vocab"))
     if values.get("d_vocab_out", -1) not in (-1, values["d_vocab"]):
         raise ConfigError("d_vocab_out differs from d_vocab: the masked-LM head scores the word pieces of the embedding")
@@ -143,12 +144,12 @@ def request_from_dict(values: dict[str, Any]) -> ModelRequest:
         positions=AbsolutePositionsPart(values["n_ctx"]),
         attention=AttentionPart(n_heads, d_head),
         norm=LayerNormPart(values.get("eps", 1e-12)),
-        mlp=MLPPart(_given(values, "d_mlp", 4 * d_model), act_fn),
+        mlp=MLPPart(values.get("d_mlp", 4 * d_model), act_fn),
         block=PostLNPart(),
         pooler=PoolerPart() if values.get("pooler", True) else None,
         heads=tuple(available[task] for task in heads),
         initializer_range=_initializer_range(values),
-        model_name=_given(values, "model_name", "custom"),
+        model_name=values.get("model_name", "custom"),
     )
     return _request(encoder, values)
 
@@ -190,8 +191,8 @@ def audio_request_from_dict(values: dict[str, Any]) -> ModelRequest:
     Raises:
         ConfigError: as ``request_from_dict``.
     """
-    values = {name: frozen(value) for name, value in values.items()}
-    of_text = [name for name in _OF_TEXT if values.get(name) is not None]
+    values = _said(values)
+    of_text = [name for name in _OF_TEXT if name in values]
     if of_text:
         raise ConfigError(f"{', '.join(of_text)}: of models that read text; leave out what an audio encoder does not have")
     shape = {name: values.get(name, default) for name, default in _FRONTEND.items()}
@@ -210,12 +211,17 @@ def audio_request_from_dict(values: dict[str, Any]) -> ModelRequest:
         positions=ConvPositionsPart(shape["num_conv_pos_embeddings"], shape["num_conv_pos_embedding_groups"]),
         attention=AttentionPart(n_heads, d_head),
         norm=LayerNormPart(eps),
-        mlp=MLPPart(_given(values, "d_mlp", 4 * d_model), values.get("act_fn", "gelu")),
+        mlp=MLPPart(values.get("d_mlp", 4 * d_model), values.get("act_fn", "gelu")),
         block=PostLNPart(),
         initializer_range=_initializer_range(values),
-        model_name=_given(values, "model_name", "custom"),
+        model_name=values.get("model_name", "custom"),
     )
     return _request(encoder, values)
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields that say something, with Python's own numbers."""
+    return {name: frozen(value) for name, value in values.items() if value is not None or name not in _OPTIONAL}
 
 
 def _request(encoder: EncoderConfig, values: dict[str, Any]) -> ModelRequest:
@@ -243,12 +249,6 @@ def _check_kinds(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name in _HELD:
             check_value(name, value, _HELD[name])
-
-
-def _given(values: dict[str, Any], name: str, default: Any) -> Any:
-    """A field's value; its default where it is left out, or None."""
-    value = values.get(name)
-    return default if value is None else value
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:

@@ -165,7 +165,8 @@ class Encoder(WeightStacks, ABC):
             WeightsError: for weights that are made of others.
         """
         seed = frozen(seed)
-        check_value("seed", seed, Seed | None)
+        if seed is not None:
+            check_value("seed", seed, Seed)
         computed = effective_weights(self)
         if computed:
             raise WeightsError(

@@ -5,7 +5,7 @@ EncoderLensError
 │   ├── UnknownArchitectureError          a checkpoint of a family or class that is not in the registry
 │   └── DeviceError                       a device that is not there; an InputError too
 ├── CheckpointNotFoundError (FileNotFoundError)   no such folder, file, shard or hub id
-├── WeightsError (ValueError)             tensors that are missing, left over, misshapen, damaged or not one; weights that cannot be set
+├── WeightsError (ValueError)             tensors that are missing, left over, misshapen, damaged or unequal, or cannot be set
 ├── HookError
 │   ├── HookNameError (KeyError)          a name or filter that selects no hook point
 │   ├── HookUnreachableError (ValueError) a named hook point that this run does not compute

@@ -332,3 +332,15 @@ def test_inference_mode_around_a_call_does_no_harm() -> None:
         rows, pairs = cosine_attribution(model, "no", "she"), token_pairs(model, "no", "she")
     assert_complete(rows, 1e-11)
     assert_complete(pairs, 1e-11)
+
+
+@pytest.mark.parametrize("name", ["sentence.pooling.hook_out", "blocks.1.hook_normalized_resid_post"])
+def test_a_constant_in_place_of_what_flows_is_all_of_the_cosine(name: str) -> None:
+    model = sentence_model(part("mean", dense(14, 9)), dtype=torch.float64)
+    first, second = sides(model)
+    with model.hooks([(name, lambda x, hook: torch.linspace(-1, 1, 14, dtype=torch.float64).expand_as(x))]):
+        rows = cosine_attribution(model, first, second)
+        pairs = token_pairs(model, *alone())
+    assert rows.values[rows.labels["component"].index("L0H0")].abs().max() == 0
+    assert rows.error < 1e-11
+    assert pairs.error < 1e-11

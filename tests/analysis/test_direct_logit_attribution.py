@@ -283,10 +283,10 @@ def test_means_over_a_data_set(post):
         (torch.zeros(0, 5, dtype=torch.long), r"token ids have shape \[0, 5\]"),
         (torch.zeros(1, 2, 5, dtype=torch.long), r"token ids have shape \[1, 2, 5\]"),
         (torch.zeros(2, 5), "token ids are whole numbers, not float32"),
-        (np.zeros((2, 5), dtype=np.int64), "input is a ndarray; give token ids as a tensor"),
+        (np.zeros((2, 5)), "token ids are whole numbers, not float64"),
         (None, "input is a NoneType"),
         ((text for text in TEXTS), "input is a generator"),
-        ([1, 2, 3], "input 0 is a int; text is a string"),
+        ([1, 2, 3], "input 0 is an int; text is a string"),
         (["the", ("the", "a")], "the list mixes single texts and pairs"),
         ("the " * 40, "text 0 has 42 tokens, the model takes 37"),
     ],
@@ -651,6 +651,48 @@ def test_a_hook_that_changes_a_whole_write_is_refused(model):
         pytest.raises(AnalysisError, match=r"a hook edits blocks\.1\.hook_attn_out"),
     ):
         direct_logit_attribution(model, TEXTS, "nurse")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_hooks_change_does_not_depend_on_rounding(dtype):
+    model = made("post", "masked_lm", dtype)
+    for factor in (0.99, 1.01):
+        with (
+            model.hooks([("blocks.1.hook_attn_out", lambda out, hook, factor=factor: (out.float() * factor).to(dtype))]),
+            pytest.raises(AnalysisError, match=r"a hook edits blocks\.1\.hook_attn_out"),
+        ):
+            direct_logit_attribution(model, TEXTS, "nurse")
+    with model.hooks([("blocks.1.hook_resid_pre", lambda x, hook: x + 0.01)]):
+        assert "hooks" in direct_logit_attribution(model, TEXTS, "nurse").labels["component"]
+    with model.hooks([("blocks.1.hook_attn_out", lambda out, hook: out.clone())]):
+        assert "hooks" not in direct_logit_attribution(model, TEXTS, "nurse").labels["component"]
+
+
+def test_backward_hooks_do_not_change_rows(model):
+    intact = direct_logit_attribution(model, TEXTS, "nurse")
+    names = ["blocks.1.hook_resid_pre", "mlm_head.hook_post", "blocks.0.hook_mlp_out"]
+    with model.hooks(bwd_hooks=[(names, lambda gradient, hook: 3 * gradient)]):
+        result = direct_logit_attribution(model, TEXTS, "nurse")
+    assert torch.equal(result.values, intact.values)
+
+
+@pytest.mark.parametrize("name", ["mlm_head.hook_post", "unembed.hook_out", "blocks.1.hook_resid_post"])
+def test_a_constant_in_place_of_what_flows_is_all_of_the_logit(model, name):
+    with model.hooks([(name, lambda x, hook: torch.full_like(x, 0.5))]):
+        result = direct_logit_attribution(model, TEXTS, "nurse")
+    rows = by_label(result)
+    assert not rows["embed"].any()
+    assert not rows["L0H0"].any()
+    assert_complete(result)
+
+
+def test_a_part_in_training_mode_is_named(model):
+    model.blocks[1].attn.train()
+    try:
+        with pytest.raises(AnalysisError, match=r"blocks\.1\.attn.* of the model is in training mode"):
+            direct_logit_attribution(model, TEXTS, "nurse")
+    finally:
+        model.eval()
 
 
 # The result

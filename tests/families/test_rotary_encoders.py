@@ -213,17 +213,17 @@ def test_biases_that_layers_do_not_have_read_as_zeros_and_cannot_be_set() -> Non
 # What the stream is made of
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 6e-7), (torch.float64, 4e-13)])
 @every_case
 def test_attributions_of_all_rows_and_the_constant_are_the_logit(case: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Up to rounding, which grows with the sum of the magnitudes that are added."""
     model, acts = made(case, dtype), cached(case, dtype)
     logits = run(model, BATCH).detach()
     mask = BATCH["mask"] if logits.ndim == 3 else None
     for index in (0, 1):
         rows = acts.logit_attrs(acts.get_full_resid_decomposition(), index)
         found = rows.sum(0) + acts.logit_constant(index)
-        allowed = tolerance * max(1.0, float(rows.abs().max() / logits[..., index].abs().max()))
-        assert_parity(found, logits[..., index], mask, allowed)
+        assert_parity(found, logits[..., index], mask, tolerance, scale=float(rows.abs().sum(0).max()))
 
 
 @every_case

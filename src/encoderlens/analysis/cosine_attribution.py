@@ -203,9 +203,11 @@ def _products(
     """The stream at each position times the gradient of the vector along each direction; zeros if a hook has put a constant in
     its place.
     """
-    if not vector.requires_grad:
+    gradients = None
+    if vector.requires_grad:
+        (gradients,) = torch.autograd.grad(
+            vector, stream, directions, retain_graph=True, is_grads_batched=True, allow_unused=True
+        )
+    if gradients is None:
         return stream.new_zeros(stream.shape[1], len(directions))
-    (gradients,) = torch.autograd.grad(
-        vector, stream, directions, retain_graph=True, is_grads_batched=True, allow_unused=True, materialize_grads=True
-    )
     return torch.einsum("spd,pd->ps", gradients[:, 0], stream[0])

@@ -53,7 +53,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Activation(Freezable):
     """An elementwise activation function.
 
-    Frozen, it multiplies by its gain ``act(x) / x`` of this run (near 0, where that has no digits: its slope), which takes no gradient.
+    Frozen, it multiplies by its gain ``act(x) / x`` of this run, which takes no gradient. Near 0, where that has no digits, the
+    gain is its slope there.
 
     Raises:
         ConfigError: for an unknown name, with the known ones.

@@ -75,8 +75,13 @@ class ComputedWeight(Tensor):
             )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-            is_view = computed is not None and isinstance(result, Tensor) and torch._C._is_alias_of(result, computed)
+            is_view = computed is not None and isinstance(result, Tensor) and _is_alias_of(result, computed)
         return result.as_subclass(cls) if is_view else result
+
+
+def _is_alias_of(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in the same memory; also of tensors that torch.func wraps, which have no storage of their own."""
+    return torch._C._is_alias_of(one, other)  # pyright: ignore[reportAttributeAccessIssue]  not in torch's stubs
 
 
 def _writes(function: str) -> bool:
