@@ -34,17 +34,18 @@ def target_of(tokenizer: Any, transcript: Any, n_symbols: int) -> Target:
             f"{type(tokenizer).__name__}"
         )
     of_phonemes = isinstance(tokenizer, Wav2Vec2PhonemeCTCTokenizer)
-    named = tokenizer.word_delimiter_token_id is not None
-    delimiter = (named and tokenizer.word_delimiter_token) or WORD_MARK
+    delimiter = WORD_MARK
+    if tokenizer.word_delimiter_token_id is not None and tokenizer.word_delimiter_token:
+        delimiter = tokenizer.word_delimiter_token
     text = transcript if isinstance(transcript, str) else ""
     words = _phonemes(text, delimiter) if of_phonemes else _characters(text, delimiter, tokenizer)
     if not words:
         raise InputError(f"the transcript is {transcript!r}; give what is said in the clip")
-    vocabulary = tokenizer.get_vocab()
-    symbols = {symbol: index for symbol, index in vocabulary.items() if symbol not in tokenizer.all_special_tokens}
+    vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_tokens)
+    symbols = {symbol: index for symbol, index in vocabulary.items() if symbol not in special}
     missing = sorted({piece for word in words for piece in word} - set(symbols))
     if missing:
-        form = "; give phonemes with spaces between, and '|' between words" if of_phonemes else ""
+        form = f"; give phonemes with spaces between, and {delimiter!r} between words" if of_phonemes else ""
         raise InputError(
             f"the transcript has {', '.join(map(repr, missing))}, which the tokenizer lacks; it has "
             f"{' '.join(sorted(symbols))}{form}"
