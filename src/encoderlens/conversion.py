@@ -42,7 +42,7 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
         ConfigError: for what the family does not understand, other numbers of classes than the classifier has, or more
             positions than there are.
     """
-    encoder = checkpoint.family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
+    encoder = _understood(checkpoint)
     heads = tuple(
         replace(head, score_fn=checkpoint.score_fn) if isinstance(head, SequenceClassificationPart) else head
         for head in encoder.heads
@@ -56,6 +56,16 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
     if not is_whole(n_ctx) or encoder.n_ctx is None or n_ctx < 1 or (n_ctx > encoder.n_ctx and not unbounded):
         raise ConfigError(f"n_ctx={n_ctx!r}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
     return replace(encoder, positions=replace(encoder.positions, n_ctx=int(n_ctx)))
+
+
+def _understood(checkpoint: loading.Checkpoint) -> EncoderConfig:
+    """What the family makes of the configuration; errors of its parts say where it is."""
+    try:
+        return checkpoint.family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
+    except ConfigError as error:
+        if str(error).startswith(checkpoint.where):
+            raise
+        raise ConfigError(f"{checkpoint.where}: {error}") from error
 
 
 def _check_names(checkpoint: loading.Checkpoint, head: HeadPart) -> None:

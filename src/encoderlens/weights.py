@@ -240,10 +240,11 @@ def apply(
     skipped = [name for name in source.tensors if name in stale or (name not in used and matches(name, ignored))]
     aside = [name for name in source.tensors if name not in used and matches(name, kept)]
     over = [name for name in source.tensors if name not in used and name not in skipped and name not in aside]
-    for name in (*used, *aside):
-        _check_readable(name, source)
-    for name in used:
-        _check_dtype(name, source)
+    for name in source.tensors:
+        if name in used or name in aside:
+            _check_readable(name, source)
+        if name in used:
+            _check_dtype(name, source)
     _check_missing(found, parameters, source)
     if over and not leave:
         origin = source.tensors[over[0]].origin
