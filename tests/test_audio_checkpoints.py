@@ -325,6 +325,12 @@ def test_configurations_of_real_checkpoints(name: str, tmp_path: Path) -> None:
         ("HubertForCTC", {"pad_token_id": 32}, r"a pad_token_id below it: 32, 32"),
         ("Wav2Vec2ForCTC", {"ctc_loss_reduction": "none"}, r"ctc_loss_reduction='none' is not implemented; 'sum' and"),
         ("HubertForSequenceClassification", {"id2label": {"0": "a", "2": "b"}}, r"id2label has ids \[0, 2\]; they must"),
+        ("HubertForSequenceClassification", {"id2label": {"0": "a"}}, r"names 1 classes, and classifier\.weight of .*\[5,"),
+        ("HubertForCTC", {"quantization_config": {"bits": 8}}, r"quantization_config=.* is not understood: .*dequantize"),
+        ("HubertForCTC", {"auto_map": {"AutoModel": "code.Model"}}, r"auto_map=.* is not understood"),
+        ("HubertForCTC", {"architectures": "HubertForCTC"}, r"architectures is 'HubertForCTC'; it must be a list"),
+        ("HubertForCTC", {"hidden_dropout": 2.0}, r"config\.json: dropout is 2\.0; it must be a number from 0 to 1"),
+        ("HubertForSequenceClassification", {"classifier_proj_size": -1}, r"d_pooled is -1; it must be a positive whole"),
     ],
 )  # fmt: skip
 def test_what_is_not_implemented_is_refused_by_name(
@@ -334,6 +340,24 @@ def test_what_is_not_implemented_is_refused_by_name(
     edit_config(folder, **values)
     with pytest.raises(ConfigError, match=message):
         load(folder)
+
+
+def test_two_classes_of_one_name(folder_of: FolderOf) -> None:
+    folder = folder_of("HubertForSequenceClassification")
+    edit_config(folder, id2label=dict(enumerate("abcba")))
+    model = load(folder)
+    head = model.heads["sequence_classification"]
+    with pytest.raises(InputError, match=r"2 classes of the sequence_classification head are called 'b'; .* of one: 1, 3"):
+        head.output_index("b", None)
+    assert [head.output_index(target, None) for target in ("c", 1, 3)] == [2, 1, 3]
+    best = model(snippets()[0], return_type="logits").argmax(-1)
+    assert model(snippets()[0], return_type="predictions") == "abcba"[int(best)]
+
+
+@pytest.mark.parametrize("change", [lambda model: model.to("meta"), lambda model: model.to(torch.float8_e5m2)])
+def test_a_model_in_memory_whose_weights_cannot_be_read(change: Callable[[Any], Any]) -> None:
+    with pytest.raises(WeightsError, match=r"HubertForCTC: .* (is on the meta device|cannot be computed .*Float8)"):
+        load(change(tiny_hf("HubertForCTC")))
 
 
 @pytest.mark.parametrize("hf_class", ["Wav2Vec2ForXVector", "Wav2Vec2ForAudioFrameClassification"])

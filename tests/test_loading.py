@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrizations, prune
+from transformers import ErnieForMaskedLM
 
 import encoderlens
 from encoderlens import HookedEncoder, loading
@@ -286,6 +287,106 @@ def test_untied_model_with_one_bias(tmp_path: Path):
     assert torch.equal(load(tmp_path).unembed.bias, read_tensors(tmp_path)["cls.predictions.bias"])
 
 
+@pytest.mark.parametrize("size", [193, 160], ids=["more", "fewer"])
+@pytest.mark.parametrize("hf_class", ["RobertaForMaskedLM", "XLMRobertaForMaskedLM", "RobertaPreLayerNormForMaskedLM"])
+def test_an_untied_bias_that_was_not_resized_is_not_read(hf_class: str, size: int, tmp_path: Path):
+    """Hugging Face's class computes with the decoder's own, and keeps ``lm_head.bias`` as it was."""
+    hf_model = tiny_hf(hf_class, tie_word_embeddings=False)
+    hf_model.resize_token_embeddings(size)
+    hf_model.save_pretrained(tmp_path)
+    biases = [read_tensors(tmp_path)[name] for name in ("lm_head.bias", "lm_head.decoder.bias")]
+    assert [len(bias) for bias in biases] == [188, size]
+    tokens = tiny_batch(vocab=160)["tokens"]
+    theirs = hf_model(tokens).logits
+    for model in (load(tmp_path), load(hf_model)):
+        assert model.load_report.ignored == ("lm_head.bias",)
+        assert model.load_report.spare == {}
+        assert_parity(model(tokens), theirs)
+        assert_parity(model.to_hf()(tokens).logits, theirs)
+
+
+def test_a_bias_that_was_not_resized_is_refused_where_it_is_all_there_is(tmp_path: Path):
+    hf_model = tiny_hf("RobertaForMaskedLM", tie_word_embeddings=False)
+    hf_model.resize_token_embeddings(193)
+    hf_model.save_pretrained(tmp_path)
+    edit_tensors(tmp_path, lm_head__decoder__bias=None)
+    with pytest.raises(WeightsError, match=r"lm_head\.bias has shape \[188\], the configuration calls for \[193\]"):
+        load(tmp_path)
+
+
+def test_a_table_of_task_types_that_the_configuration_leaves_out(tmp_path: Path):
+    """As in Hugging Face, nothing adds it."""
+    save_tiny("ErnieForMaskedLM", tmp_path)
+    edit_config(tmp_path, use_task_id=False)
+    model = load(tmp_path)
+    assert model.load_report.ignored == ("ernie.embeddings.task_type_embeddings.weight",)
+    tokens = tiny_batch()["tokens"]
+    assert_parity(model(tokens), ErnieForMaskedLM.from_pretrained(tmp_path).eval()(tokens).logits)
+
+
+# Weights that hold no numbers of their own
+
+
+def quantised() -> Any:
+    """What bitsandbytes makes of a linear layer, simulated: codes of eight bits, and a scale for each row."""
+    hf_model = tiny_hf("BertForMaskedLM")
+    layer = hf_model.bert.encoder.layer[1].intermediate.dense
+    layer.weight = torch.nn.Parameter((layer.weight * 50).to(torch.int8), requires_grad=False)
+    layer.register_buffer("SCB", torch.ones(52))
+    return hf_model
+
+
+UNREADABLE: dict[str, tuple[Callable[[], Any], str]] = {
+    "int8": (quantised, r"layer\.1\.intermediate\.dense\.weight has dtype torch\.int8; .* they were made from, or dequantise"),
+    "float8": (
+        lambda: tiny_hf("BertForMaskedLM").to(torch.float8_e5m2),
+        r"has dtype torch\.float8_e5m2; weights are floating-point numbers of 16 bits or more\. If they are quantised, take",
+    ),
+    "meta": (
+        lambda: tiny_hf("BertForMaskedLM").to("meta"),
+        r"bert\.embeddings\.\S+ is on the meta device, which holds no numbers: load the weights of the model first",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("task", [None, "encoder"])
+def test_a_model_in_memory_whose_weights_cannot_be_read(kind: str, task: str | None):
+    make, message = UNREADABLE[kind]
+    with pytest.raises(WeightsError, match=rf"BertForMaskedLM: .*{message}"):
+        load(make(), task=task)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch is about to drop it
+def test_a_model_in_memory_that_torch_quantised():
+    hf_model = torch.ao.quantization.quantize_dynamic(tiny_hf("BertForMaskedLM"), {torch.nn.Linear})
+    with pytest.raises(
+        WeightsError, match=r"BertForMaskedLM: .* is a \w+, not a tensor\. If the model is quantised, take the one"
+    ):
+        load(hf_model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.to_sparse(), r"is sparse or nested \(torch\.sparse_coo\): take its to_dense\(\)"),
+        (lambda tensor: tensor.to_sparse_csr(), r"is sparse or nested \(torch\.sparse_csr\)"),
+        (lambda tensor: tensor.to("meta"), "is on the meta device, which holds no numbers"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), r"has dtype torch\.float8_e4m3fn"),
+        (lambda tensor: tensor.to(torch.complex64), r"has dtype torch\.complex64"),
+    ],
+    ids=["sparse", "sparse rows", "meta", "float8", "complex"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_a_bin_file_whose_tensors_cannot_be_read(change: Callable, message: str, folder: Path):
+    tensors = read_tensors(folder)
+    (folder / SAFETENSORS).unlink()
+    name = "bert.encoder.layer.1.output.dense.weight"
+    torch.save(tensors | {name: change(tensors[name])}, folder / BIN)
+    with pytest.raises(WeightsError, match=rf"pytorch_model\.bin: bert\.encoder\.layer\.1\.output\.dense\.weight {message}"):
+        load(folder)
+
+
 # Classes and heads
 
 
@@ -371,12 +472,23 @@ def test_task_chooses_the_default_head(folder: Path):
         ),
         ("BertForSequenceClassification", "token_classification", "no 'token_classification' head: it has sequence_classific"),
         ("BertModel", "masked_lm", "no 'masked_lm' head: it has no head; task='encoder' loads just the encoder"),
-        ("BertForMaskedLM", "masked-lm", "no 'masked-lm' head: it has masked_lm"),
+        ("BertForMaskedLM", "masked-lm", "no 'masked-lm' head: it has masked_lm; .*; did you mean 'masked_lm'"),
+        ("BertModel", "encodr", "no 'encodr' head: it has no head; .*; did you mean 'encoder'"),
     ],
 )
 def test_task_without_its_head(hf_class: str, task: str, message: str, saved: Callable):
     with pytest.raises(TaskError, match=message):
         load(saved(hf_class)[1], task=task)
+
+
+@pytest.mark.parametrize("task", [5, ["masked_lm"], True], ids=repr)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_task(task: Any, bert: HookedEncoder):
+    with pytest.raises(TaskError, match=r"task=.*; it is the name of a head, or 'encoder' for just the encoder"):
+        HookedEncoder.from_pretrained("some-lab/no-such-model", task=task)
+    with pytest.raises(TaskError, match=r"the model has no .* head; its heads: masked_lm, next_sentence$"):
+        bert.task = task
+    assert bert.task == "masked_lm"
 
 
 def test_encoder_of_a_class_that_is_not_supported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -597,6 +709,16 @@ def test_config_that_is_no_json_object(content: str, folder: Path):
         ),
         ({"model_type": "gpt2"}, UnknownArchitectureError, "has model_type 'gpt2', which is not supported; supported: .*bert"),
         ({"model_type": None}, UnknownArchitectureError, "lacks model_type; add it: one of .*bert"),
+        ({"model_type": "brt"}, UnknownArchitectureError, "model_type 'brt', which is not supported; did you mean 'bert'"),
+        ({"model_type": ["bert"]}, UnknownArchitectureError, r"has model_type \['bert'\], which is not supported; supported: "),
+        ({"model_type": 5}, UnknownArchitectureError, "has model_type 5, which is not supported; supported: "),
+        (
+            {"architectures": "BertForMaskedLM"},
+            ConfigError,
+            "architectures is 'BertForMaskedLM'; it must be a list of names of",
+        ),
+        ({"architectures": [1]}, ConfigError, r"architectures is \[1\]; it must be a list of names of classes"),
+        ({"architectures": 0}, ConfigError, "architectures is 0; it must be a list of names of classes"),
         ({"architectures": ["BertForMasked"]}, UnknownArchitectureError, "not supported; did you mean 'BertForMaskedLM'"),
         ({"architectures": ["BertLMHeadModel"]}, UnknownArchitectureError, "declares BertLMHeadModel, which is not supported"),
         ({"position_embedding_type": "relative_key"}, ConfigError, "position_embedding_type='relative_key' is not implemented"),
@@ -604,7 +726,9 @@ def test_config_that_is_no_json_object(content: str, folder: Path):
         ({"add_cross_attention": True}, ConfigError, "add_cross_attention=True is not implemented"),
         ({"pruned_heads": {"0": [1]}}, ConfigError, r"pruned_heads=\{'0': \[1\]\} is not implemented"),
         ({"foo_bar": 1}, ConfigError, "foo_bar=1 is not understood. If it does not change the forward pass, remove it"),
-        ({"quantization_config": {"bits": 8}}, ConfigError, "quantization_config=.* is not understood"),
+        ({"quantization_config": {"bits": 8}}, ConfigError, r"quantization_config=.* is not understood: .*\.dequantize\(\)"),
+        ({"hidden_dropout_prob": 2.0}, ConfigError, r"config\.json: dropout is 2\.0; it must be a number from 0 to 1"),
+        ({"layer_norm_eps": -1.0}, ConfigError, r"config\.json: eps is -1\.0; it must be a number, not below zero"),
         ({"auto_map": {"AutoModel": "code.Model"}}, ConfigError, "auto_map=.* is not understood"),
         ({"hidden_act": "gelo"}, ConfigError, "unknown activation 'gelo'; did you mean 'gelu'"),
         ({"hidden_size": 41}, ConfigError, "hidden_size=41 is not a multiple of num_attention_heads=5"),
@@ -626,6 +750,44 @@ def test_labels_with_gaps(ids: list[str], folder_of: Callable):
     edit_config(folder, id2label=dict.fromkeys(ids, "x"))
     with pytest.raises(ConfigError, match=r"id2label has ids \[\d, 2\]; they must run from 0 without gaps"):
         load(folder)
+
+
+@pytest.mark.parametrize("hf_class", ["BertForSequenceClassification", "BertForTokenClassification"])
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"]], ids=["too few", "too many"])
+def test_labels_of_another_number_than_the_classifier_has(hf_class: str, names: list[str], folder_of: Callable):
+    folder = folder_of(hf_class)
+    edit_config(folder, id2label=dict(enumerate(names)))
+    message = (
+        rf"config\.json: id2label names {len(names)} classes, and classifier\.weight of .*model\.safetensors has shape "
+        r"\[3, 40\], a row for each class"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("label", [None, ["a"], True], ids=repr)
+def test_labels_that_are_no_names(label: Any):
+    hf_model = tiny_hf("BertForTokenClassification")
+    hf_model.config.id2label = {0: "a", 1: label, 2: "c"}
+    with pytest.raises(ConfigError, match=r"BertForTokenClassification: a name in id2label is .*; it must be a text or a"):
+        load(hf_model)
+    hf_model.config.id2label = ["a", "b", "c"]
+    with pytest.raises(ConfigError, match=r"BertForTokenClassification: id2label is .*; it must give a name to each id"):
+        load(hf_model)
+
+
+def test_two_classes_of_one_name(folder_of: Callable):
+    folder = folder_of("BertForTokenClassification")
+    edit_config(folder, id2label={"0": "O", "1": "B", "2": "O"})
+    model = load(folder)
+    head, tokens = model.heads["token_classification"], tiny_batch()["tokens"]
+    with pytest.raises(
+        InputError, match="2 classes of the token_classification head are called 'O'; give the index of one: 0, 2"
+    ):
+        head.output_index("O", None)
+    assert [head.output_index(target, None) for target in ("B", 0, 2)] == [1, 0, 2]
+    best = model(tokens).argmax(-1)
+    assert model(tokens, "predictions") == [[("O", "B", "O")[index] for index in row] for row in best.tolist()]
 
 
 def test_labels_come_in_the_order_of_their_ids(folder_of: Callable):

@@ -199,14 +199,15 @@ def audio_request_from_dict(values: dict[str, Any]) -> ModelRequest:
     common = {name: value for name, value in values.items() if name not in (*_FRONTEND, "n_ctx", "d_vocab", "d_vocab_out")}
     _check_kinds(shape)
     d_model, n_heads, d_head = _checked(common, ("d_model", "n_layers"))
-    eps, channels = values.get("eps", 1e-5), shape["conv_dim"]
+    eps, frontend = values.get("eps", 1e-5), FrontendPart(shape["conv_dim"], shape["conv_kernel"], shape["conv_stride"])
+    frontend.check()
     encoder = EncoderConfig(
         family="hubert",
         original_architecture="HubertModel",
         d_model=d_model,
         n_layers=values["n_layers"],
-        frontend=FrontendPart(channels, shape["conv_kernel"], shape["conv_stride"]),
-        projection=ProjectionPart(channels[-1], eps),
+        frontend=frontend,
+        projection=ProjectionPart(frontend.channels[-1], eps),
         embed=AudioEmbedPart(masks=shape["mask_embed"]),
         positions=ConvPositionsPart(shape["num_conv_pos_embeddings"], shape["num_conv_pos_embedding_groups"]),
         attention=AttentionPart(n_heads, d_head),

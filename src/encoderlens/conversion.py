@@ -10,7 +10,14 @@ from torch import Tensor
 
 from encoderlens import loading, state_dicts, weights
 from encoderlens.components.effective import REMEDY
-from encoderlens.config import AttentionPositionsPart, EncoderConfig, SequenceClassificationPart
+from encoderlens.config import (
+    AttentionPositionsPart,
+    AudioClassificationPart,
+    EncoderConfig,
+    HeadPart,
+    SequenceClassificationPart,
+    TokenClassificationPart,
+)
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
@@ -21,6 +28,8 @@ from encoderlens.tensor_source import MemorySource
 
 log = logging.getLogger("encoderlens")
 
+LABELLED = (SequenceClassificationPart, TokenClassificationPart, AudioClassificationPart)
+CLASSIFIER = "classifier.dense.weight"  # the last layer of all of these
 LENS_STATE = "the TransformerLens state dict"
 EMBEDDING, UNEMBEDDING = "embed.embed.weight", "unembed.weight"  # one parameter where they are tied
 
@@ -30,20 +39,49 @@ def read_config(checkpoint: loading.Checkpoint, n_ctx: Any = None) -> EncoderCon
     also be longer than what the model was trained on.
 
     Raises:
-        ConfigError: for what the family does not understand, or more positions than there are.
+        ConfigError: for what the family does not understand, other numbers of classes than the classifier has, or more
+            positions than there are.
     """
-    encoder = checkpoint.family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
+    encoder = _understood(checkpoint)
     heads = tuple(
         replace(head, score_fn=checkpoint.score_fn) if isinstance(head, SequenceClassificationPart) else head
         for head in encoder.heads
     )
     encoder = replace(encoder, model_name=checkpoint.name, sentence=checkpoint.sentence, heads=heads)
+    for head in heads:
+        _check_names(checkpoint, head)
     if n_ctx is None:
         return encoder
     unbounded = isinstance(encoder.positions, AttentionPositionsPart)  # no table that could be too short
     if not is_whole(n_ctx) or encoder.n_ctx is None or n_ctx < 1 or (n_ctx > encoder.n_ctx and not unbounded):
         raise ConfigError(f"n_ctx={n_ctx!r}; the checkpoint has {encoder.n_ctx} positions, of which n_ctx keeps the first")
     return replace(encoder, positions=replace(encoder.positions, n_ctx=int(n_ctx)))
+
+
+def _understood(checkpoint: loading.Checkpoint) -> EncoderConfig:
+    """What the family makes of the configuration; errors of its parts say where it is."""
+    try:
+        return checkpoint.family.read_config(checkpoint.reader(), checkpoint.hf_class, checkpoint.parts)
+    except ConfigError as error:
+        if str(error).startswith(checkpoint.where):
+            raise
+        raise ConfigError(f"{checkpoint.where}: {error}") from error
+
+
+def _check_names(checkpoint: loading.Checkpoint, head: HeadPart) -> None:
+    """Refuse a classifier that has more classes, or fewer, than the configuration has names for."""
+    if not isinstance(head, LABELLED):
+        return
+    row = next(row for row in checkpoint.family.part_rows[head.task] if row.target == CLASSIFIER)
+    piece = weights.find(row, checkpoint.source.tensors, checkpoint.family.base_prefix)
+    if piece is None:
+        return
+    stored = checkpoint.source.tensors[piece.name]
+    if stored.shape[:1] != (len(head.labels),):
+        raise ConfigError(
+            f"{checkpoint.where}: id2label names {len(head.labels)} classes, and {piece.name} of {stored.origin} has shape "
+            f"{list(stored.shape)}, a row for each class: give each a name in id2label"
+        )
 
 
 def fill(model: Encoder, checkpoint: loading.Checkpoint, crop: bool = False) -> None:

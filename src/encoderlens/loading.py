@@ -162,13 +162,24 @@ def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> C
             "anything. task='encoder' loads just its encoder, if that is one of transformers"
         )
     family = family_of(hf_model.config.model_type, hf_class)
-    state, made = hf_model.state_dict(), effective_weights(hf_model)
+    state, made = hf_model.state_dict(), _made_weights(hf_model, hf_class)
     source = without_wrappers(MemorySource(state | made, hf_class), hf_class)
     config = hf_model.config.to_dict()
     found = _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
     # A family's table names either a weight that is made of others, or these; whatever it does not name is not needed.
     spare = (unwrapped(name) for name in (*made, *state) if name in made or weight_made_of(name) in made)
     return replace(found, dropped=(*found.dropped, *spare))
+
+
+def _made_weights(hf_model: Any, hf_class: str) -> dict[str, Any]:
+    """The weights that a model makes of others."""
+    try:
+        return effective_weights(hf_model)
+    except RuntimeError as error:  # of torch: it does not compute in float8, say
+        raise WeightsError(
+            f"{hf_class}: its parametrised weights cannot be computed ({_one_line(error)}). If they are quantised, take those "
+            "that they were made from, or dequantise them first"
+        ) from error
 
 
 def _understand(

@@ -15,6 +15,7 @@ from encoderlens.config import (
     SentenceNormalizePart,
     SentencePoolingPart,
 )
+from encoderlens.config.fields import check_value, frozen
 from encoderlens.errors import CheckpointNotFoundError, ConfigError
 from encoderlens.given import check_text
 from encoderlens.names import did_you_mean
@@ -145,14 +146,14 @@ def _with_text_options(part: SentenceEmbeddingPart, transformer: Path) -> Senten
     for key in ("processing_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
         if values.get(key):
             raise ConfigError(f"{path}: {key}={values[key]!r} is not implemented")
-    return replace(part, max_tokens=values.get("max_seq_length"), lowercases=bool(values.get("do_lower_case", False)))
+    lowercases = values.get("do_lower_case", False)
+    check_value(f"{path}: do_lower_case", lowercases, bool | None)
+    return replace(part, max_tokens=values.get("max_seq_length"), lowercases=bool(lowercases))
 
 
 def _pooling(path: Path, has_prompt: bool) -> SentencePoolingPart:
     values = _read(path)
-    named = values.get("pooling_mode")
-    legacy = [mode for key, mode in _LEGACY_MODES.items() if values.get(key)]
-    modes = (named,) if isinstance(named, str) else tuple(named or legacy or ["mean"])
+    modes = _modes(path, values)
     for mode in modes:
         if mode not in POOLING_MODES:
             known = f"{', '.join(POOLING_MODES)} are{did_you_mean(mode, POOLING_MODES)}"
@@ -160,6 +161,18 @@ def _pooling(path: Path, has_prompt: bool) -> SentencePoolingPart:
     if has_prompt and not values.get("include_prompt", True):
         raise ConfigError(f"{path}: include_prompt=False is not implemented: prompts would have to be left out of the pooling")
     return SentencePoolingPart(modes)
+
+
+def _modes(path: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
+    named = frozen(values.get("pooling_mode"))
+    if named is None:
+        legacy = tuple(mode for key, mode in _LEGACY_MODES.items() if values.get(key))
+        return legacy or ("mean",)
+    modes = (named,) if isinstance(named, str) else named
+    check_value(f"{path}: pooling_mode", modes, tuple[str, ...])
+    if not modes:
+        raise ConfigError(f"{path}: pooling_mode names no mode; {', '.join(POOLING_MODES)} are implemented")
+    return modes
 
 
 def _dense(path: Path, name: str) -> SentenceModulePart:

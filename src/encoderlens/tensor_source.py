@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from encoderlens import state_dicts
 from encoderlens.errors import CheckpointNotFoundError, WeightsError
+from encoderlens.given import described
 
 _DTYPES = {
     "F64": torch.float64,
@@ -63,9 +64,19 @@ class TensorSource(ABC):
 
 
 class MemorySource(TensorSource):
-    """Tensors that are in memory already, such as a state dict."""
+    """Tensors that are in memory already, such as a state dict.
+
+    Raises:
+        WeightsError: for what is no tensor.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor):
+                raise WeightsError(
+                    f"{origin}: {name} is {described(value)}, not a tensor. If the model is quantised, take the one that it "
+                    "was made from"
+                )
         self._values = tensors
         self.tensors = {name: TensorInfo(_shape(value), value.dtype, origin, _fault(value)) for name, value in tensors.items()}
 

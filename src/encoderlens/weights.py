@@ -176,7 +176,7 @@ class LoadReport:
 
     Attributes:
         loaded: how many were used.
-        ignored: keys that hold nothing the model needs (position ids and the like).
+        ignored: keys that hold nothing the model needs (position ids and the like, a bias that was not resized).
         left: keys of parts that were left out on request (``task="encoder"``).
         spare: tensors that the class stores but the model does not compute with, for the way back.
     """
@@ -234,14 +234,17 @@ def apply(
     if any(parameter.is_meta for parameter in parameters.values()):
         raise WeightsError("the model is on the meta device, which holds no numbers: make it on another one, such as 'cpu'")
     found = [(row, find(row, source.tensors, base_prefix)) for row in rows]
+    stale = set() if tied else _stale(found, parameters, source)
+    found = [(row, None if piece is not None and piece.name in stale else piece) for row, piece in found]
     used = {piece.name for _, piece in found if piece is not None}
-    skipped = [name for name in source.tensors if name not in used and matches(name, ignored)]
+    skipped = [name for name in source.tensors if name in stale or (name not in used and matches(name, ignored))]
     aside = [name for name in source.tensors if name not in used and matches(name, kept)]
     over = [name for name in source.tensors if name not in used and name not in skipped and name not in aside]
-    for name in (*used, *aside):
-        _check_readable(name, source)
-    for name in used:
-        _check_dtype(name, source)
+    for name in source.tensors:
+        if name in used or name in aside:
+            _check_readable(name, source)
+        if name in used:
+            _check_dtype(name, source)
     _check_missing(found, parameters, source)
     if over and not leave:
         origin = source.tensors[over[0]].origin
@@ -305,6 +308,18 @@ def translated(
         parts = [values for _, _, values in _chunks(row, piece, parameter, source, sizes)]
         found[row.target] = (piece.name, torch.cat(parts))
     return found
+
+
+def _stale(found: list[tuple[Row, Piece | None]], parameters: Mapping[str, Tensor], source: TensorSource) -> set[str]:
+    """Spare tensors that were not resized with the one that their class computes with."""
+    computed = {row.target: piece.name for row, piece in found if piece is not None and not row.spare}
+    return {
+        piece.name
+        for row, piece in found
+        if row.spare and piece is not None
+        if computed.get(row.target, piece.name) != piece.name
+        if source.tensors[piece.name].shape != parameters[row.target].shape
+    }
 
 
 def _check_missing(found: list[tuple[Row, Piece | None]], tensors: Mapping[str, Tensor], source: TensorSource) -> None:

@@ -129,8 +129,10 @@ def _frontend(reader: ConfigReader, act_fn: str) -> FrontendPart:
     norm = reader.read("feat_extract_norm")
     if norm not in ("group", "layer"):
         raise ConfigError(f"feat_extract_norm={norm!r} is not implemented; 'group' and 'layer' are")
-    channels, kernels, strides = (tuple(reader.read(key)) for key in ("conv_dim", "conv_kernel", "conv_stride"))
-    return FrontendPart(channels, kernels, strides, reader.read("conv_bias"), norm, act_fn)
+    channels, kernels, strides = (reader.read(key) for key in ("conv_dim", "conv_kernel", "conv_stride"))
+    part = FrontendPart(channels, kernels, strides, reader.read("conv_bias"), norm, act_fn)
+    part.check()
+    return part
 
 
 _AUGMENT = ("mask_time_prob", "mask_time_length", "mask_time_min_masks") + (

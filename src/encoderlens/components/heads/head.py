@@ -166,7 +166,7 @@ class Head(Readout, Generic[BatchKind]):
         """The index of the logit that a target names: an index, or a name as ``output_name`` gives it.
 
         Raises:
-            InputError: for a target that is not there.
+            InputError: for a target that is not there, and for a name that several have.
         """
 
     def default_positions(self, batch: BatchKind) -> Int[Tensor, " batch"]:
@@ -230,7 +230,13 @@ class NamedOutputs(Head[BatchKind]):
         if target not in self.labels:
             known = ", ".join(map(repr, self.labels[:20]))
             raise InputError(f"the {self.task} head has no {target!r}{did_you_mean(target, self.labels)}; it has {known}")
-        return self.labels.index(target)
+        places = [index for index, label in enumerate(self.labels) if label == target]
+        if len(places) > 1:
+            raise InputError(
+                f"{len(places)} classes of the {self.task} head are called {target!r}; give the index of one: "
+                f"{', '.join(map(str, places))}"
+            )
+        return places[0]
 
 
 class TokenOutputs(Head[BatchKind]):
