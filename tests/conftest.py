@@ -1,6 +1,7 @@
 import os
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ hf_logging.disable_progress_bar()
 slow = [HealthCheck.too_slow]
 settings.register_profile("suite", deadline=None, max_examples=50, derandomize=True, suppress_health_check=slow)
 settings.register_profile("fuzz", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=slow)
+
+CHECKS_SHAPES = pytest.StashKey[bool]()
+ONE_IN = 8  # cases of a test function have their shapes checked, the first among them: it doubles the time that a case takes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cases: Counter[str] = Counter()
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        item.stash[CHECKS_SHAPES] = cases[function] % ONE_IN == 0
+        cases[function] += 1
+
+
+@pytest.fixture(autouse=True)
+def shapes_checked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shapes and types of the library's arguments and results are checked in one case of several."""
+    jaxtyping.config.update("jaxtyping_disable", not request.node.stash[CHECKS_SHAPES])
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
@@ -53,11 +73,9 @@ def bert(bert_twin):
 
 
 @pytest.fixture
-def unchecked():
+def unchecked(shapes_checked: None) -> None:
     """Types are not checked, as in a user's own run, so that a wrong one gets through to our own message."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -35,14 +34,7 @@ def loaded(hf_class: str, dtype: torch.dtype = torch.float32) -> HookedEncoder:
 
 
 models = st.sampled_from(CLASSES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _types_are_not_checked() -> Iterator[None]:
-    """As in a user's own run, so that wrong types get through to our own messages; and much faster."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def same(ours: Tensor, theirs: Tensor) -> bool:
