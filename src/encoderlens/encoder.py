@@ -3,9 +3,9 @@
 import copy
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
@@ -28,6 +28,7 @@ from encoderlens.devices import check_move, device_named
 from encoderlens.errors import InputError, TaskError, WeightsError
 from encoderlens.given import Whole, as_tensor, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
+from encoderlens.hooked_root_module import Awaited
 from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, check_word, did_you_mean
 from encoderlens.precision import model_dtype
@@ -54,6 +55,7 @@ class RunPlan:
         finishes: whether the final norm of a pre-LN encoder runs.
         head: the head, or the sentence embedding, that runs, if any.
         after: the modules that run when it is over.
+        caching: the caching hooks of contexts that wait for it, with their hook points.
     """
 
     returns: ReturnType | None
@@ -63,6 +65,7 @@ class RunPlan:
     finishes: bool
     head: Readout | None
     after: tuple[str, ...] = ()
+    caching: tuple[tuple[HookPoint, CachingHook], ...] = ()
 
     @property
     def embeds(self) -> bool:
@@ -215,17 +218,20 @@ class Encoder(WeightStacks, ABC):
 
     @property
     def task(self) -> str | None:
-        """The head that ``return_type="logits"`` runs; None without one. Assign another task of ``heads`` to switch."""
-        chosen = self.run_state.tasks
-        return chosen[-1] if chosen else self._task
+        """The head that ``return_type="logits"`` runs; None without one. Assign another task of ``heads`` to switch: inside a
+        ``use_task`` context, until that ends.
+        """
+        chosen = self.run_state.chosen_task
+        return self._task if chosen is None else self.run_state.tasks[chosen][1]
 
     @task.setter
     def task(self, task: str | None) -> None:
         self._check_task(task)
-        if self.run_state.tasks:
-            self.run_state.tasks[-1] = task
-        else:
+        state, chosen = self.run_state, self.run_state.chosen_task
+        if chosen is None:
             self._task = task
+        else:
+            state.tasks[chosen] = (state.tasks[chosen][0], task)
 
     def _check_task(self, task: str | None) -> None:
         if task is not None and not (isinstance(task, str) and task in self.heads):
@@ -258,18 +264,15 @@ class Encoder(WeightStacks, ABC):
 
     @contextmanager
     def use_task(self: AnyEncoder, task: str) -> Iterator[AnyEncoder]:
-        """Context in which another head runs, in this thread.
+        """Context in which another head runs: in the runs that this thread starts directly in it. A run that a hook starts in
+        one of these is one of its own, with the model's own task.
 
         Raises:
             TaskError: for a head that the model does not have.
         """
         self._check_task(task)
-        chosen = self.run_state.tasks
-        chosen.append(task)
-        try:
+        with self.run_state.doing(task):
             yield self
-        finally:
-            chosen.pop()
 
     def default_hook_names(self) -> list[str]:
         return [name for name, point in self.hook_dict.items() if point.on_demand is None or getattr(self.cfg, point.on_demand)]
@@ -304,9 +307,18 @@ class Encoder(WeightStacks, ABC):
         in_front = () if start_at_layer is not None else self.FRONT if front is None else front
         finishes = stop_at_layer is None and (head is None or head.layer_sum is None)
         plan = RunPlan(returns, in_front, start, stop, finishes, head, after)
+        if not self.context_level and returns is not None:
+            return plan
+        awaited = self.awaited()
+        self.check_reachable(awaited, plan.reaches, f"this run does not compute it ({plan})")
         if self.context_level:
-            self.check_reachable(plan.reaches, f"this run does not compute it ({plan})")
-        return plan if returns is not None else self._shortened(plan)
+            plan = replace(plan, caching=self._caching(awaited))
+        return plan if returns is not None else self._shortened(plan, awaited)
+
+    def _caching(self, awaited: Awaited) -> tuple[tuple[HookPoint, CachingHook], ...]:
+        """The caching hooks among these, with their hook points."""
+        handles = ((self.hook_dict[name], handle) for name, both in awaited.items() for of_one in both for handle in of_one)
+        return tuple((point, handle.user_hook) for point, handle in handles if isinstance(handle.user_hook, CachingHook))
 
     def _readout(self, returns: ReturnType | None) -> Readout | None:
         """What runs behind the blocks for a kind of output."""
@@ -343,15 +355,14 @@ class Encoder(WeightStacks, ABC):
             raise InputError(f"{name}={layer!r}; layers run from 0 to {n_layers}, negative ones count from the end")
         return int(layer) % n_layers if layer < 0 else int(layer)
 
-    def _shortened(self, plan: RunPlan) -> RunPlan:
+    def _shortened(self, plan: RunPlan, awaited: Awaited) -> RunPlan:
         """With nothing to return, stop after the last block that has a hook, unless gradients flow back through all."""
-        if any(point.awaiting("bwd") for point in self.hook_points()):
+        if any(backward for _, backward in awaited.values()):
             return plan
-        hooked = [name for name, point in self.hook_dict.items() if point.awaiting("fwd")]
-        if plan.finishes and any(name.startswith("ln_final.") for name in hooked):
+        if plan.finishes and any(name.startswith("ln_final.") for name in awaited):
             return plan
-        last = max((layer for layer in map(block_of, hooked) if layer is not None), default=-1)
-        return RunPlan(plan.returns, plan.front, plan.start, max(plan.start, min(plan.stop, last + 1)), False, None)
+        last = max((layer for layer in map(block_of, awaited) if layer is not None), default=-1)
+        return replace(plan, stop=max(plan.start, min(plan.stop, last + 1)), finishes=False, head=None, after=())
 
     # Running
 
@@ -382,7 +393,7 @@ class Encoder(WeightStacks, ABC):
             head.check_labels(labels, batch.sequence)
         if head is not None and plan.returns == "predictions":
             head.check_input(batch)
-        if self.context_level:
+        if plan.caching:
             self._check_cache_fits(plan, batch)
         with self.run_state.run(batch.sequence, batch.token_ids):
             resid = self.run_blocks(first(), plan, batch.sequence)
@@ -402,15 +413,10 @@ class Encoder(WeightStacks, ABC):
         Raises:
             InputError: with the remedies.
         """
-        needed: Counter[torch.device] = Counter()
-        for name, point in self.hook_dict.items():
-            if not plan.reaches(name):
-                continue
-            for handle in (*point.awaiting("fwd"), *point.awaiting("bwd")):
-                if isinstance(handle.user_hook, CachingHook):
-                    device = torch.device(handle.user_hook.device or self.cfg.device)
-                    sizes = self.axis_sizes(name, batch)
-                    needed[device] += handle.user_hook.kept_bytes(point, sizes, self.cfg.dtype)
+        needed = self._bytes_of_caches(plan.caching, batch)
+        if max(needed.values()) > SMALL_CACHE:
+            reached = [(point, hook) for point, hook in plan.caching if plan.reaches(str(point.name))]
+            needed = self._bytes_of_caches(reached, batch)
         for device, size in needed.items():
             free = free_bytes(device) if size > SMALL_CACHE else None
             if free is not None and size > free:
@@ -420,17 +426,33 @@ class Encoder(WeightStacks, ABC):
                     "(dtype=torch.bfloat16), or keep them on another device (device=), or run fewer or shorter inputs"
                 )
 
-    def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
-        """How long the axes of a hook point are in a run.
+    def _bytes_of_caches(self, caching: Iterable[tuple[HookPoint, CachingHook]], batch: Batch) -> Counter[torch.device]:
+        """What caching hooks will keep at these hook points, in bytes on each device."""
+        sizes, dtype, own_device = self.axis_sizes(batch), self.cfg.dtype, self.cfg.device
+        known: dict[Any, int] = {}
+        needed: Counter[torch.device] = Counter()
+        for point, hook in caching:
+            own = self.own_axis_sizes(str(point.name), batch)
+            kind = (id(hook), point.axes, *own.values())
+            if kind not in known:
+                known[kind] = hook.kept_bytes(point, sizes | own, dtype)
+            needed[own_device if hook.device is None else torch.device(hook.device)] += known[kind]
+        return needed
+
+    def axis_sizes(self, batch: Batch) -> dict[str, int]:
+        """How long the axes of hook points are in a run.
 
         Args:
-            name: of the hook point.
             batch: what is read.
         """
         cfg, sequence = self.cfg.encoder, batch.sequence
         sizes = {"batch": sequence.batch, "pos": sequence.pos, "query": sequence.pos, "key": sequence.pos}
         sizes |= {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads, "d_head": cfg.d_head, "d_model": cfg.d_model}
         return sizes | {"d_mlp": cfg.d_mlp, "d_embed": cfg.d_embed, "d_vocab": cfg.d_vocab_out or 1}
+
+    def own_axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
+        """How long the axes of one hook point are where they differ from those of others."""
+        return {}
 
     def run_blocks(self, resid: Resid, plan: RunPlan, sequence: Sequence) -> Resid:
         """The stream after the last block that runs, through any final norm; or the sum of streams that the head reads."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from encoderlens.errors import GradientError, HookNameError, HookResultError
 from encoderlens.names import block_of, check_word
-from encoderlens.run_state import EVERYWHERE, Direction, RunState, Scope
+from encoderlens.run_state import EVERYWHERE, Direction, Place, RunAware, Scope
 from encoderlens.slices import Slice
 
 HookFunction = Callable[..., Any]
@@ -25,14 +25,14 @@ class LensHandle:
         user_hook: the function as it was given.
         is_permanent: survives ``reset_hooks`` unless ``including_permanent`` is asked for.
         context_level: depth of the ``hooks()`` context that attached it, None outside one.
-        must_run: attached by name in a context, so that a run which cannot reach its point is an error.
+        must_run: the runs that have to reach its point, as a context named it; None for no run.
         scope: the runs in which it acts.
     """
 
     user_hook: HookFunction
     is_permanent: bool = False
     context_level: int | None = None
-    must_run: bool = False
+    must_run: Scope | None = None
     scope: Scope = EVERYWHERE
 
 
@@ -91,7 +91,7 @@ class CachingHook:
         return bool(self.suffix) or isinstance(owner, nn.Parameter)
 
 
-class HookPoint(nn.Module):
+class HookPoint(RunAware):
     """Identity, until hooks are attached; then ``fn(tensor, hook=hook_point)`` sees or replaces what passes through.
 
     A forward hook returns None or a replacement of the same shape and dtype; it gets a copy of its own, so that an edit in
@@ -110,10 +110,19 @@ class HookPoint(nn.Module):
         self.axes = tuple(axes.split())
         self.on_demand = on_demand
         self.name: str | None = None
-        self.ctx: dict[Any, Any] = {}
         self.fwd_hooks: list[LensHandle] = []
         self.bwd_hooks: list[LensHandle] = []
-        self.run_state = RunState()
+
+    @property
+    def ctx(self) -> dict[Any, Any]:
+        """A dictionary in which hooks may keep things between calls. Every thread has one of its own; a backward hook has that
+        of the thread that ran the forward pass.
+        """
+        return self.run_state.thread.contexts.setdefault(self, {})
+
+    @ctx.setter
+    def ctx(self, kept: dict[Any, Any]) -> None:
+        self.run_state.thread.contexts[self] = kept
 
     @property
     def active(self) -> bool:
@@ -132,25 +141,24 @@ class HookPoint(nn.Module):
 
     def acting(self, dir: Direction) -> list[LensHandle]:
         """The hooks of a direction that act in the run under way."""
-        state = self.run_state
-        return [handle for handle in self._in_reach(dir) if state.is_in(handle.scope)]
+        handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        return self._in_scope(handles, dir, self.run_state.place) if handles else []
 
     def awaiting(self, dir: Direction) -> list[LensHandle]:
-        """The hooks of a direction that will act in the next run that this thread starts."""
-        thread, depth = self.run_state.next_scope.thread, self.run_state.next_scope.depth
-        return [
-            handle
-            for handle in self._in_reach(dir)
-            if handle.scope.thread in (None, thread) and handle.scope.depth in (None, depth)
-        ]
+        """The hooks of a direction that will act in the next run of this thread."""
+        handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        return self._in_scope(handles, dir, self.run_state.next_place) if handles else []
 
-    def _in_reach(self, dir: Direction) -> list[LensHandle]:
-        """The hooks of a direction that are neither silent nor being called. Other threads may attach hooks meanwhile."""
-        handles = self._handles(dir)
+    def _in_scope(self, handles: list[LensHandle], dir: Direction, place: Place) -> list[LensHandle]:
+        """Those of the hooks that act at a place. Other threads may attach hooks meanwhile."""
         state = self.run_state
-        if not handles or dir in state.silent:
+        if state.silent and state.is_silent(dir, place):
             return []
-        return [handle for handle in tuple(handles) if handle.user_hook not in state.called]
+        thread = state.thread
+        found = [handle for handle in tuple(handles) if handle.scope.includes(thread, place)]
+        if not state.called:
+            return found
+        return [handle for handle in found if not state.is_being_called(handle.user_hook)]
 
     @property
     def pos_axis(self) -> int | None:
@@ -176,7 +184,7 @@ class HookPoint(nn.Module):
                 handle.user_hook(leaving, hook=self)
                 continue
             private = leaving.clone()
-            with self.run_state.calling(handle.user_hook):
+            with self.run_state.calling(handle.user_hook, self.run_state.thread):
                 replacement = handle.user_hook(private, hook=self)
             if replacement is None:
                 leaving = private
@@ -199,14 +207,14 @@ class HookPoint(nn.Module):
         return node
 
     def _backward_hook(self, handle: LensHandle) -> Callable[[Tensor], Tensor | None]:
-        hook = handle.user_hook
+        hook, thread = handle.user_hook, self.run_state.thread
 
         def observe(grad: Tensor) -> None:
             hook(grad, hook=self)
 
         def edit(grad: Tensor) -> Tensor:
             private = grad.clone()
-            with self.run_state.calling(hook):
+            with self.run_state.calling(hook, thread):
                 replacement = hook(private, hook=self)
             if isinstance(replacement, tuple) and len(replacement) == 1:
                 replacement = replacement[0]
@@ -219,6 +227,7 @@ class HookPoint(nn.Module):
             raise HookResultError(
                 f"a {what} at {self.name} returned {type(replacement).__name__}; return a tensor, or None to leave it as it is"
             )
+        self._check_kind(replacement, what)
         if replacement.shape != original.shape or replacement.dtype != original.dtype:
             raise HookResultError(
                 f"a {what} at {self.name} returned {_shape_text(replacement)} in place of {_shape_text(original)}"
@@ -230,6 +239,20 @@ class HookPoint(nn.Module):
                 "move it there: replacement.to(tensor.device)"
             )
         return replacement
+
+    def _check_kind(self, replacement: Tensor, what: str) -> None:
+        """Refuse tensors whose numbers cannot stand in for those of a dense one."""
+        if replacement.is_nested or replacement.layout != torch.strided:
+            kind = "nested" if replacement.is_nested else str(replacement.layout).removeprefix("torch.")
+            remedy = "to_padded_tensor(0.0)" if replacement.is_nested else "to_dense()"
+            raise HookResultError(
+                f"a {what} at {self.name} returned a tensor of the kind {kind}; return a dense one: replacement.{remedy}"
+            )
+        if replacement.is_inference() and torch.is_grad_enabled():
+            raise HookResultError(
+                f"a {what} at {self.name} returned a tensor that was made in torch.inference_mode(), through which no gradient "
+                "flows, in a run with gradients: return replacement.clone(), or run under torch.no_grad()"
+            )
 
     def add_hook(
         self,
@@ -250,7 +273,7 @@ class HookPoint(nn.Module):
     def scope_of(self, hook: HookFunction) -> Scope:
         """Where a hook that is attached for every thread acts: a caching hook in no run that another hook starts."""
         if isinstance(hook, CachingHook):
-            return Scope(depth=self.run_state.next_scope.depth)
+            return Scope(place=self.run_state.place)
         return EVERYWHERE
 
     def attach(self, handle: LensHandle, dir: Direction, prepend: bool = False) -> LensHandle:
@@ -296,8 +319,8 @@ class HookPoint(nn.Module):
                     _discard(handles, handle)
 
     def clear_context(self) -> None:
-        """Empty ``ctx``, the dictionary in which hooks may keep things between calls."""
-        self.ctx = {}
+        """Empty the ``ctx`` of this thread."""
+        self.run_state.thread.contexts.pop(self, None)
 
     def layer(self) -> int:
         """The layer of a point inside a block.
@@ -315,7 +338,7 @@ class HookPoint(nn.Module):
         return self.fwd_hooks if dir == "fwd" else self.bwd_hooks
 
     def __getstate__(self) -> dict[str, Any]:  # copies of a model carry no hooks
-        return self.__dict__ | {"fwd_hooks": [], "bwd_hooks": [], "ctx": {}}
+        return self.__dict__ | {"fwd_hooks": [], "bwd_hooks": []}
 
     def extra_repr(self) -> str:
         return " ".join(self.axes)

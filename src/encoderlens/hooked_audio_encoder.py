@@ -243,13 +243,12 @@ class HookedAudioEncoder(PretrainedEncoder):
     def position_times(self, n_positions: int) -> Float[Tensor, " pos"]:
         return self.frame_times(n_positions)
 
-    def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
-        sizes = super().axis_sizes(name, batch)
+    def own_axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
         if not name.startswith("frontend.") or not isinstance(batch, AudioBatch) or batch.waves is None:
-            return sizes
+            return {}
         n_convs = int(name.split(".")[1]) + 1
         n_frames = self.frontend_part.frames_after(n_convs, batch.waves.shape[1])
-        return sizes | {"frame": n_frames, "channel": self.frontend_part.channels[n_convs - 1]}
+        return {"frame": n_frames, "channel": self.frontend_part.channels[n_convs - 1]}
 
     # Running
 
@@ -366,12 +365,15 @@ class HookedAudioEncoder(PretrainedEncoder):
         """
         if are_frames(raw_inputs):
             raise InputError("to_frames makes frames of waveforms, and these are frames already")
-        self.check_reachable(
-            lambda name: name.split(".")[0] in self.FRONT[:2], "to_frames runs the front end and the projection"
-        )
-        batch = self.prepare(raw_inputs, None, sampling_rate, move_to_device, padding=padding)
-        with self.run_state.run(batch.sequence, None):
-            return self._frames(batch), batch.sequence.real.long().to(batch.device)
+        with self.run_state.call():
+            self.check_reachable(
+                self.awaited(),
+                lambda name: name.split(".")[0] in self.FRONT[:2],
+                "to_frames runs the front end and the projection",
+            )
+            batch = self.prepare(raw_inputs, None, sampling_rate, move_to_device, padding=padding)
+            with self.run_state.run(batch.sequence, None):
+                return self._frames(batch), batch.sequence.real.long().to(batch.device)
 
     def encoder_output(self, frames: Any, one_zero_attention_mask: Any = None) -> Float[Tensor, "batch frame d_model"]:
         """The final stream of projected frames: ``forward`` with ``return_type="hidden"``."""

@@ -355,7 +355,8 @@ class HookedEncoder(PretrainedEncoder):
         batch = self.prepare(input, token_type_ids, one_zero_attention_mask)
         patterns: list[Tensor] = []
         names = [str(block.attn.hook_pattern.name) for block in self._layers()]
-        with self.hooks([(names, lambda pattern, hook: patterns.append(pattern))], nested=False):
+        reading = self.hooks([(names, lambda pattern, hook: patterns.append(pattern))], nested=False)
+        with reading, self.run_state.call():
             self.run(self.plan(None, after=("contact_head",)), batch, lambda: self._embedded(batch))
         return head(patterns, batch.tokens, batch.sequence)
 

@@ -1,6 +1,6 @@
 """HookedRootModule: run a module that holds HookPoints with hooks, or with a cache of what passed through them."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -11,14 +11,15 @@ from encoderlens.devices import device_named
 from encoderlens.errors import GradientError, HookNameError, HookUnreachableError, InputError
 from encoderlens.hook_points import CachingHook, HookFunction, HookPoint, LensHandle, check_hook
 from encoderlens.names import NamesFilter, check_word, did_you_mean, select
-from encoderlens.run_state import Direction, RunState, Scope
+from encoderlens.run_state import Direction, RunAware, Scope
 from encoderlens.slices import Slice, SliceInput
 
 Hooks = Collection[tuple[NamesFilter, HookFunction]]
 BothDirections = Literal["fwd", "bwd", "both"]
+Awaited = Mapping[str, tuple[list[LensHandle], list[LensHandle]]]
 
 
-class HookedRootModule(nn.Module):
+class HookedRootModule(RunAware):
     """Base of every hooked model, and of your own: give a module HookPoints, call ``setup()`` at the end of ``__init__``.
 
     Everything that takes hooks or a names filter takes a name, a collection of names or a predicate on names, and raises
@@ -31,7 +32,6 @@ class HookedRootModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.run_state = RunState()
         self.mod_dict: dict[str, nn.Module] = {}
         self.hook_dict: dict[str, HookPoint] = {}
 
@@ -41,12 +41,21 @@ class HookedRootModule(nn.Module):
         return self.run_state.level
 
     def setup(self) -> None:
-        """Name every module and collect the hook points. Call it after all submodules exist."""
+        """Name every module, collect the hook points, and tell the modules of this one's runs. Call it after all submodules
+        exist.
+        """
         self.mod_dict = {name: module for name, module in self.named_modules() if name}
         self.hook_dict = {name: module for name, module in self.mod_dict.items() if isinstance(module, HookPoint)}
         for name, point in self.hook_dict.items():
             point.name = name
-            point.run_state = self.run_state
+        for module in self.mod_dict.values():
+            if isinstance(module, RunAware) and not isinstance(module, HookedRootModule):
+                module.run_state = self.run_state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One run, with the torch hooks of this module, which may start runs of their own."""
+        with self.run_state.call():
+            return super().__call__(*args, **kwargs)
 
     def hook_points(self) -> Collection[HookPoint]:
         return self.hook_dict.values()
@@ -87,7 +96,7 @@ class HookedRootModule(nn.Module):
             point.remove_hooks(direction, including_permanent, level)
 
     def clear_contexts(self) -> None:
-        """Empty the ``ctx`` of every hook point."""
+        """Empty the ``ctx`` of every hook point, in this thread."""
         for point in self.hook_points():
             point.clear_context()
 
@@ -98,8 +107,8 @@ class HookedRootModule(nn.Module):
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
-        """Remove hooks (all but permanent ones, unless asked), and by default empty every ``ctx``. Those of contexts that other
-        threads have open stay on.
+        """Remove hooks (all but permanent ones, unless asked), and by default empty every ``ctx`` of this thread. Those of
+        contexts that other threads have open stay on.
         """
         if clear_contexts:
             self.clear_contexts()
@@ -122,8 +131,8 @@ class HookedRootModule(nn.Module):
     @contextmanager
     def hooks(
         self,
-        fwd_hooks: Hooks = (),
-        bwd_hooks: Hooks = (),
+        fwd_hooks: Hooks | None = (),
+        bwd_hooks: Hooks | None = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         nested: bool = True,
@@ -132,30 +141,31 @@ class HookedRootModule(nn.Module):
         on.
 
         Args:
-            fwd_hooks, bwd_hooks: pairs of (name, collection or predicate; hook function).
+            fwd_hooks, bwd_hooks: pairs of (name, collection or predicate; hook function); None for no pairs. Only runs that
+                start directly in the context have to reach the points that are named; those that other hooks start need not.
             reset_hooks_end: False leaves the hooks on after the context, until ``reset_hooks``; they then act in the runs of
                 every thread, as if ``add_hook`` had attached them.
-            clear_contexts: empty every ``ctx`` when the hooks come off.
+            clear_contexts: empty every ``ctx`` of this thread when the hooks come off.
             nested: False keeps the hooks out of runs that other hooks start, as caching hooks always are.
 
         Raises:
             HookNameError: before any hook is attached, for what selects no hook point.
         """
         wanted: list[tuple[HookPoint, HookFunction, Direction, bool]] = []
-        directed: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
+        directed: list[tuple[Direction, Hooks | None]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
         for direction, pairs in directed:
             for names, hook in _pairs(pairs):
                 named = not callable(names) and names is not None
                 for point in self._points(names):
                     wanted.append((point, hook, direction, named))
         state = self.run_state
-        this_run = state.next_scope
-        this_thread = Scope(state.thread)
+        this_run, this_thread = state.here, Scope(state.thread)
         state.level += 1
         attached: list[tuple[HookPoint, LensHandle]] = []
         for point, hook, direction, named in wanted:
             scope = this_thread if nested and not isinstance(hook, CachingHook) else this_run
-            handle = LensHandle(hook, context_level=state.level, must_run=named, scope=scope)
+            must_run = this_run if named else None
+            handle = LensHandle(hook, context_level=state.level, must_run=must_run, scope=scope)
             attached.append((point, point.attach(handle, direction)))
         try:
             yield self
@@ -165,14 +175,14 @@ class HookedRootModule(nn.Module):
                 if reset_hooks_end:
                     point.detach(handle)
                 else:
-                    handle.must_run = False
+                    handle.must_run = None
                     handle.scope = point.scope_of(handle.user_hook)
             if reset_hooks_end and clear_contexts:
                 self.clear_contexts()
 
     def without_hooks(self) -> AbstractContextManager[None]:
-        """Context in which no hook acts in the runs of this thread, permanent ones included: for a part of the model that runs
-        once more.
+        """Context in which no hook acts, permanent ones included, in the runs that this thread starts from here: for a part of
+        the model that runs once more.
         """
         return self.run_state.silenced("fwd", "bwd")
 
@@ -181,8 +191,8 @@ class HookedRootModule(nn.Module):
     def run_with_hooks(
         self,
         *model_args: Any,
-        fwd_hooks: Hooks = (),
-        bwd_hooks: Hooks = (),
+        fwd_hooks: Hooks | None = (),
+        bwd_hooks: Hooks | None = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         **model_kwargs: Any,
@@ -292,16 +302,33 @@ class HookedRootModule(nn.Module):
             self.add_hook(names, hook, "bwd")
         return cache
 
-    def check_reachable(self, reached: Callable[[str], bool], why: str) -> None:
-        """Refuse a run that cannot reach a point which a context's hooks name.
+    def awaited(self) -> Awaited:
+        """The forward and the backward hooks that will act in the next run of this thread, by hook point; points without any
+        are left out.
+        """
+        hooked = ((name, point) for name, point in self.hook_dict.items() if point.fwd_hooks or point.bwd_hooks)
+        found = {name: (point.awaiting("fwd"), point.awaiting("bwd")) for name, point in hooked}
+        return {name: handles for name, handles in found.items() if any(handles)}
+
+    def check_reachable(self, awaited: Awaited, reached: Callable[[str], bool], why: str) -> None:
+        """Refuse a run that cannot reach a point which a context around it names.
+
+        Args:
+            awaited: the hooks that will act in the run.
+            reached: whether it reaches a point.
+            why: what it computes, for the message.
 
         Raises:
             HookUnreachableError: with the name and what this run computes.
         """
-        for name, point in self.hook_dict.items():
-            handles = [*point.awaiting("fwd"), *point.awaiting("bwd")]
-            if any(handle.must_run for handle in handles) and not reached(name):
+        for name, (forward, backward) in awaited.items():
+            if any(self._must_run(handle) for handle in (*forward, *backward)) and not reached(name):
                 raise HookUnreachableError(f"{name} is hooked, but {why}")
+
+    def _must_run(self, handle: LensHandle) -> bool:
+        """Whether the next run has to reach the point of a hook."""
+        state = self.run_state
+        return handle.must_run is not None and handle.must_run.includes(state.thread, state.next_place)
 
     def _names(self, names_filter: NamesFilter) -> list[str]:
         if not self.hook_dict:
@@ -315,8 +342,10 @@ class HookedRootModule(nn.Module):
         return [self.hook_dict[name] for name in self._names(names)]
 
 
-def _pairs(hooks: Hooks) -> Iterator[tuple[NamesFilter, HookFunction]]:
-    for pair in hooks:
+def _pairs(hooks: Any) -> Iterator[tuple[NamesFilter, HookFunction]]:
+    if hooks is not None and not isinstance(hooks, Iterable):
+        raise HookNameError(f"hooks are a list of pairs (name, function), not {hooks!r}")
+    for pair in hooks or ():
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
             raise HookNameError(f"hooks are a list of pairs (name, function), not of {pair!r}")
         yield pair[0], pair[1]

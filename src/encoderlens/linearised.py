@@ -89,7 +89,8 @@ def carries(path: list[Step], scale_of: Callable[[HookPoint], Float[Tensor, "*ro
 
 @contextmanager
 def linearised(model: Encoder, *, ln: bool = True, pattern: bool = True, gain: bool = True) -> Iterator[None]:
-    """Context in which the forward pass has the values that it always has, and quantities that take no gradient.
+    """Context in which the forward pass has the values that it always has, and quantities that take no gradient: in the
+    runs that this thread starts directly in it, and not in those that hooks start in them.
 
     With all three frozen, logits are an affine function of the embeddings, and ``embedding x gradient`` is what each token
     contributes. Leave one out to differentiate through it.
@@ -196,17 +197,25 @@ def _refuse_edited_parts(path: list[Step], taps: "_Taps", split: Collection[str]
 
 
 @contextmanager
-def outputs_of(modules: Collection[nn.Module], state: RunState, note: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
-    """Context in which ``note(module, output)`` is called for each of these modules that runs, in the runs that this thread
-    starts from here.
+def torch_hooks(
+    modules: Collection[nn.Module], state: RunState, hook: Callable[..., Any], before: bool = False
+) -> Iterator[None]:
+    """Context in which a torch hook is on modules, and acts in the runs that this thread starts from here, and not in those
+    that hooks start in them.
+
+    Args:
+        modules: where.
+        state: of the model.
+        hook: called as ``hook(module, inputs, output)`` after a module has run, or as ``hook(module, inputs)``.
+        before: call it before a module runs.
     """
-    scope = state.next_scope
+    scope = state.here
 
-    def when_it_has_run(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if state.is_in(scope):
-            note(module, output)
+    def in_these_runs(module: nn.Module, *flowing: Any) -> Any:
+        return hook(module, *flowing) if state.is_in(scope) else None
 
-    handles = [module.register_forward_hook(when_it_has_run) for module in modules]
+    attach = nn.Module.register_forward_pre_hook if before else nn.Module.register_forward_hook
+    handles = [attach(module, in_these_runs) for module in modules]
     try:
         yield
     finally:
@@ -246,7 +255,7 @@ class _Taps:
             hooks.append((self.part_names, CachingHook(self.parts)))
         state = model.run_state
         with (
-            outputs_of(self.biased, state, self._note),
+            torch_hooks(self.biased, state, self._note),
             model.hooks(hooks, nested=False),
             state.silenced("bwd"),
             state.watched(self._see),
@@ -261,7 +270,7 @@ class _Taps:
         self.flowing[hook] = tensor.detach().requires_grad_()
         return self.flowing[hook]
 
-    def _note(self, module: nn.Module, output: Tensor) -> None:
+    def _note(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self.flowing[module] = output
 
     def _see(self, point: HookPoint, entered: Tensor, leaving: Tensor, replaced: bool) -> Tensor:

@@ -17,7 +17,7 @@ from encoderlens.components.heads import SentenceEmbedding
 from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError, TaskError
 from encoderlens.given import Whole
-from encoderlens.linearised import direct_rows, require_eval
+from encoderlens.linearised import direct_rows, require_eval, torch_hooks
 from encoderlens.precision import lengths_of
 from encoderlens.run_state import RunState
 
@@ -182,19 +182,13 @@ def _cut_in_front(module: nn.Module, state: RunState) -> Iterator[list[Tensor]]:
     all that it has read.
     """
     leaves: list[Tensor] = []
-    scope = state.next_scope
 
-    def cut(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not state.is_in(scope):
-            return None
+    def cut(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         leaves.append(inputs[0].detach().requires_grad_())
         return (leaves[-1], *inputs[1:])
 
-    handle = module.register_forward_pre_hook(cut)
-    try:
+    with torch_hooks([module], state, cut, before=True):
         yield leaves
-    finally:
-        handle.remove()
 
 
 def _products(
