@@ -1,6 +1,6 @@
 """ActivationCache: the activations of one run, and what its residual stream is made of."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -12,15 +12,19 @@ from encoderlens.cached_run import CachedRun, Window, as_slice
 from encoderlens.carried_rows import CarriedRows, check_size
 from encoderlens.components.heads import Head, LinearHead
 from encoderlens.components.residual import Norm, Passage, Step, WriteOfParts
-from encoderlens.errors import AnalysisError, InputError
+from encoderlens.errors import AnalysisError, HookNameError, InputError
 from encoderlens.given import as_indices, as_tensor, dtype_name, is_whole
-from encoderlens.hook_points import HookPoint
+from encoderlens.hook_points import HookPoint, is_gradient
 from encoderlens.linearised import Carry, require_eval
 from encoderlens.names import check_word, stream_label
 from encoderlens.sequence import Sequence
 from encoderlens.slices import Slice
 
 Stack = Float[Tensor, "component *rows out"]
+_NO_DECOMPOSITION = (
+    "not the activations of a run, and have no decomposition. What a component does to a loss by its gradient is the "
+    "activation times the gradient at its own hook point, cache[name] * grads[name], summed over its last axes"
+)
 
 
 class ActivationCache(CachedRun):
@@ -32,6 +36,10 @@ class ActivationCache(CachedRun):
     is looked at. ``layer`` is where: the stream that enters that layer; ``n_layers``, -1 or None mean the final stream, and
     ``mlp_input=True`` means ``hook_resid_mid`` of the layer. ``pos_slice`` keeps some positions; an int drops the axis. Rows
     have the dtype of the activations.
+
+    Gradients have no decomposition. They are refused where they can be told from activations: by a scale that is not above 0,
+    or because the first are the very tensor that ``run_with_cache(incl_bwd=True)`` cached under ``<name>_grad``. Gradients that
+    were copied, sliced or cast, without the scales, cannot be told.
 
     Attributes:
         max_stack_bytes: larger stacks of vectors are refused before any of their rows is made.
@@ -456,15 +464,16 @@ class ActivationCache(CachedRun):
             AnalysisError: for either.
         """
         self.check_weights(modules)
-        for name, scale in self.items():
-            if not name.endswith(".hook_scale") or scale.is_meta:  # there are no numbers on the meta device
-                continue
-            if bool((scale <= 0).any()):
-                raise AnalysisError(
-                    f"{name} holds {float(scale.min()):.3g}, and scales are above 0: these are gradients, not the activations "
-                    "of a run, and have no decomposition. What a component does to a loss by its gradient is the activation "
-                    "times the gradient at its own hook point, cache[name] * grads[name], summed over its last axes"
-                )
+        first = next((name for name in self if not name.endswith("_grad")), None)
+        if first is not None and is_gradient(self[first]):
+            raise AnalysisError(f"{first} was cached as a gradient: these are gradients, {_NO_DECOMPOSITION}")
+        scales = {name: scale for name, scale in self.items() if name.endswith(".hook_scale") and not scale.is_meta}
+        if scales and not _all_positive(scales.values()):
+            name = next(name for name, scale in scales.items() if not _all_positive([scale]))
+            raise AnalysisError(
+                f"{name} holds {float(scales[name].min()):.3g}, and scales are above 0: these are gradients, "
+                f"{_NO_DECOMPOSITION}"
+            )
 
     def _parts(self, rows: CarriedRows, part: str, incl_remainder: bool, return_labels: bool) -> Any:
         blocks = [block for block in rows.blocks() if block.of("parts", part)]
@@ -473,6 +482,11 @@ class ActivationCache(CachedRun):
     def _at(self, point: HookPoint, window: Slice) -> Tensor:
         """The activation at a hook point, at some positions."""
         name = str(point.name)
+        if name not in self.cache_dict and name.endswith(".hook_scale"):
+            raise HookNameError(
+                f"the cache holds no {name!r}, and what is written is carried on by the scales of norms: keep them too "
+                f"(names_filter=). If these are gradients, they are {_NO_DECOMPOSITION}"
+            )
         if window.selects_all:
             return self[name]
         axes = point.axes if self.has_batch_dim else point.axes[1:]
@@ -513,6 +527,14 @@ class ActivationCache(CachedRun):
         elif not window.selects_all:
             rows = window.apply(rows, 1)
         return sequences.apply(rows) if self.has_batch_dim else rows[0]
+
+
+def _all_positive(scales: Iterable[Tensor]) -> bool:
+    """Whether every number is above 0, or none: found in one step on each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for scale in scales:
+        by_device.setdefault(scale.device, []).append(scale.flatten())
+    return not any(bool((torch.cat(flat) <= 0).any()) for flat in by_device.values())
 
 
 def _kind(tokens: Tensor | np.ndarray) -> str:

@@ -62,14 +62,14 @@ class WeightsOfRun:
         self.model = model
         self.moves = model.moves
         self._changed = changed
-        self._seen = {name: _seen(module) for name, module in model.named_modules() if _holds_weights(module)}
+        self._seen = {name: _seen(module) for name, module in every_module(model) if _holds_weights(module)}
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy of a cache has a copy of the model
         return WeightsOfRun, (self.model, frozenset(self.changed_in(self._seen)))
 
     def changed_in(self, names: Iterable[str]) -> Iterator[str]:
         """Those of these modules, by name, whose own weights have changed since the run."""
-        modules = dict(self.model.named_modules())
+        modules = dict(every_module(self.model))
         for name in names:
             before = self._seen.get(name, ())
             now = _own(modules[name]) if name in modules else []
@@ -98,7 +98,24 @@ def _holds_weights(module: nn.Module) -> bool:
 
 
 def _own(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    own = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in own if tensor is not None]
+
+
+def every_module(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What ``model.named_modules()`` gives, in a fraction of the time, for what is asked for in every run."""
+    seen: set[nn.Module] = set()
+    left: list[tuple[str, nn.Module]] = [("", model)]
+    while left:
+        name, module = left.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield name, module
+        if module._modules:
+            prefix = f"{name}." if name else ""
+            inside = [(prefix + own, child) for own, child in module._modules.items() if child is not None]
+            left += reversed(inside)
 
 
 def _seen(module: nn.Module) -> _Seen:

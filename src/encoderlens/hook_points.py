@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from encoderlens.errors import GradientError, HookNameError, HookResultError
 from encoderlens.names import block_of, check_word
@@ -15,6 +16,7 @@ from encoderlens.run_state import EVERYWHERE, Direction, Place, RunAware, Scope
 from encoderlens.slices import Slice
 
 HookFunction = Callable[..., Any]
+_gradients = WeakTensorKeyDictionary()  # tensors that caching hooks have kept of backward passes
 
 
 @dataclass(eq=False)
@@ -70,6 +72,8 @@ class CachingHook:
         must_own = pos_axis is not None or self._may_change(tensor)  # a slice would keep the whole tensor alive
         if must_own and kept.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
             kept = kept.clone()
+        if self.suffix:
+            _gradients[kept] = True
         self.cache[f"{hook.name}{self.suffix}"] = kept
 
     def kept_bytes(self, hook: "HookPoint", sizes: Mapping[str, int], dtype: torch.dtype) -> int:
@@ -156,7 +160,7 @@ class HookPoint(RunAware):
             return []
         thread = state.thread
         found = [handle for handle in tuple(handles) if handle.scope.includes(thread, place)]
-        if not state.called:
+        if not place[0]:
             return found
         return [handle for handle in found if not state.is_being_called(handle.user_hook)]
 
@@ -342,6 +346,11 @@ class HookPoint(RunAware):
 
     def extra_repr(self) -> str:
         return " ".join(self.axes)
+
+
+def is_gradient(tensor: Tensor) -> bool:
+    """Whether this very tensor was cached as a gradient."""
+    return tensor in _gradients
 
 
 def check_hook(hook: Any) -> None:

@@ -16,6 +16,7 @@ from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, InputError
 from encoderlens.precision import model_dtype
 from encoderlens.run_state import Run
+from encoderlens.sequence import Sequence
 from encoderlens.slices import Slice
 
 
@@ -69,18 +70,18 @@ class PretrainedEncoder(Encoder):
     def cache_object(self, cache: dict[str, Tensor], has_batch_dim: bool, pos_slice: Slice) -> ActivationCache:
         """The activations of the run that has just ended, with the batch that it read."""
         run = cast(Run, self.run_state.last)
-        n_positions = run.sequence.pos
+        sequence = cast(Sequence, run.sequence)
 
         def beside(tensor: Tensor | None) -> Tensor | None:
             if tensor is None:
                 return None
             return pos_slice.apply(tensor if has_batch_dim else tensor[0], -1).clone()
 
-        positions = None if pos_slice.selects_all else pos_slice.indices(n_positions)
-        times = self.position_times(n_positions)
+        positions = None if pos_slice.selects_all else pos_slice.indices(sequence.pos)
+        times = self.position_times(sequence.pos)
         if times is not None:
             times = torch.atleast_1d(pos_slice.apply(times))
-        mask = beside(run.sequence.mask)
+        mask = beside(sequence.mask)
         return ActivationCache(cache, self, has_batch_dim, beside(run.tokens), mask, positions, times)
 
     def position_times(self, n_positions: int) -> Tensor | None:

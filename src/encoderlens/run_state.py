@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from encoderlens.sequence import Sequence
 
 Direction = Literal["fwd", "bwd"]
+# Where a thread is: how many hooks are being called, each in a run that the one before it started, and how many runs are
+# under way. (A plain tuple, as every hook point that has hooks asks for it.)
+Place = tuple[int, int]
 
 
 class Thread:
@@ -24,18 +27,6 @@ class Thread:
 
     def __init__(self) -> None:
         self.contexts: MutableMapping[Any, dict[Any, Any]] = WeakKeyDictionary()
-
-
-class Place(NamedTuple):
-    """Where a thread is.
-
-    Attributes:
-        hooks: how many hooks are being called, each in a run that the one before it started.
-        runs: how many runs are under way.
-    """
-
-    hooks: int
-    runs: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,8 @@ class Scope:
             return False
         if self.place is None:
             return True
-        return self.place.hooks == place.hooks and 0 <= place.runs - self.place.runs <= 1
+        hooks, runs = self.place
+        return hooks == place[0] and 0 <= place[1] - runs <= 1
 
 
 EVERYWHERE = Scope()
@@ -122,12 +114,12 @@ class RunState(threading.local):
     @property
     def place(self) -> Place:
         """Where this thread is now."""
-        return Place(len(self.called), len(self.runs))
+        return len(self.called), len(self.runs)
 
     @property
     def next_place(self) -> Place:
         """Where it will be in the run that comes next: that of the model's call, if one has just begun."""
-        return Place(len(self.called), len(self.runs) + (not self._has_room))
+        return len(self.called), len(self.runs) + (not self._has_room)
 
     @property
     def here(self) -> Scope:
