@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from encoderlens.devices import device_named
 from encoderlens.errors import AnalysisError, HookNameError, InputError
-from encoderlens.fingerprint import WeightsOfRun, every_module, fingerprint
+from encoderlens.fingerprint import WeightsOfRun, fingerprint, modules_with_weights
 from encoderlens.given import is_whole
 from encoderlens.names import act_name, did_you_mean
 from encoderlens.slices import Slice, SliceInput
@@ -76,7 +76,7 @@ class CachedRun(Mapping[str, Tensor]):
             AnalysisError: with the first that has changed.
         """
         read = {part for module in modules for part in module.modules()}
-        names = [name for name, module in every_module(self.model) if module in read]
+        names = [name for name, module in modules_with_weights(self.model) if module in read]
         changed = next(self.weights.changed_in(names), None)
         if changed is not None:
             raise AnalysisError(

@@ -432,11 +432,14 @@ class Encoder(WeightStacks, ABC):
         known: dict[Any, int] = {}
         needed: Counter[torch.device] = Counter()
         for point, hook in caching:
-            own = self.own_axis_sizes(str(point.name), batch)
-            kind = (id(hook), point.axes, *own.values())
-            if kind not in known:
-                known[kind] = hook.kept_bytes(point, sizes | own, dtype)
-            needed[own_device if hook.device is None else torch.device(hook.device)] += known[kind]
+            kind = (id(hook), point.axes)
+            size = known.get(kind)
+            if size is None:
+                own = self.own_axis_sizes(str(point.name), batch)
+                size = hook.kept_bytes(point, sizes | own, dtype)
+                if not own:
+                    known[kind] = size
+            needed[own_device if hook.device is None else torch.device(hook.device)] += size
         return needed
 
     def axis_sizes(self, batch: Batch) -> dict[str, int]:

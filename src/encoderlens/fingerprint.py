@@ -62,14 +62,14 @@ class WeightsOfRun:
         self.model = model
         self.moves = model.moves
         self._changed = changed
-        self._seen = {name: _seen(module) for name, module in every_module(model) if _holds_weights(module)}
+        self._seen = {name: _seen(module) for name, module in modules_with_weights(model)}
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy of a cache has a copy of the model
         return WeightsOfRun, (self.model, frozenset(self.changed_in(self._seen)))
 
     def changed_in(self, names: Iterable[str]) -> Iterator[str]:
         """Those of these modules, by name, whose own weights have changed since the run."""
-        modules = dict(every_module(self.model))
+        modules = dict(modules_with_weights(self.model))
         for name in names:
             before = self._seen.get(name, ())
             now = _own(modules[name]) if name in modules else []
@@ -102,8 +102,10 @@ def _own(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in own if tensor is not None]
 
 
-def every_module(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What ``model.named_modules()`` gives, in a fraction of the time, for what is asked for in every run."""
+def modules_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Those of ``model.named_modules()`` that have parameters or buffers of their own, in a fraction of its time, as every
+    cached run asks for them.
+    """
     seen: set[nn.Module] = set()
     left: list[tuple[str, nn.Module]] = [("", model)]
     while left:
@@ -111,11 +113,17 @@ def every_module(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if module in seen:
             continue
         seen.add(module)
-        yield name, module
+        if _holds_weights(module):
+            yield name, module
         if module._modules:
             prefix = f"{name}." if name else ""
-            inside = [(prefix + own, child) for own, child in module._modules.items() if child is not None]
+            inside = [(prefix + own, child) for own, child in module._modules.items() if child is not None and _may_hold(child)]
             left += reversed(inside)
+
+
+def _may_hold(module: nn.Module) -> bool:
+    """Whether a module or one inside it may have weights; most modules of an encoder are hook points, which have none."""
+    return bool(module._modules or module._parameters or module._buffers)
 
 
 def _seen(module: nn.Module) -> _Seen:

@@ -365,8 +365,9 @@ def check_hook(hook: Any) -> None:
 
 def _discard(handles: list[LensHandle], handle: LensHandle) -> None:
     """Take a handle out of a list in one step, as other threads may change the list too."""
-    with suppress(ValueError):
-        handles.remove(handle)
+    if handles:
+        with suppress(ValueError):
+            handles.remove(handle)
 
 
 def _directions(dir: Direction | Literal["both"]) -> tuple[Direction, ...]:

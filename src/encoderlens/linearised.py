@@ -25,7 +25,6 @@ from encoderlens.components.heads import Readout
 from encoderlens.components.residual import Passage, Step, Write, WriteOfParts
 from encoderlens.encoder import Encoder
 from encoderlens.errors import AnalysisError
-from encoderlens.fingerprint import every_module
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.run_state import RunState
 
@@ -117,7 +116,7 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         AnalysisError: with the first such part, and the remedy.
     """
-    parts = ((name, part) for name, part in every_module(model) if not isinstance(part, nn.ModuleDict | nn.ModuleList))
+    parts = ((name, part) for name, part in model.named_modules() if not isinstance(part, nn.ModuleDict | nn.ModuleList))
     training = next((name for name, part in parts if part.training), None)  # not of containers: parametrising adds new ones
     if training is not None:
         where = f"{training} of the model" if training else "the model"
