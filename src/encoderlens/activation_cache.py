@@ -464,10 +464,11 @@ class ActivationCache(CachedRun):
             AnalysisError: for either.
         """
         self.check_weights(modules)
-        first = next((name for name in self if not name.endswith("_grad")), None)
+        first = next((name for name in self.cache_dict if not name.endswith("_grad")), None)
         if first is not None and is_gradient(self[first]):
             raise AnalysisError(f"{first} was cached as a gradient: these are gradients, {_NO_DECOMPOSITION}")
-        scales = {name: scale for name, scale in self.items() if name.endswith(".hook_scale") and not scale.is_meta}
+        kept = self.cache_dict.items()
+        scales = {name: scale for name, scale in kept if name.endswith(".hook_scale") and not scale.is_meta}
         if scales and not _all_positive(scales.values()):
             name = next(name for name, scale in scales.items() if not _all_positive([scale]))
             raise AnalysisError(

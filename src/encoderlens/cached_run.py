@@ -76,8 +76,9 @@ class CachedRun(Mapping[str, Tensor]):
             AnalysisError: with the first that has changed.
         """
         read = {part for module in modules for part in module.modules()}
-        names = [name for name, module in modules_with_weights(self.model) if module in read]
-        changed = next(self.weights.changed_in(names), None)
+        now = dict(modules_with_weights(self.model))
+        names = [name for name, module in now.items() if module in read]
+        changed = next(self.weights.changed_in(names, now), None)
         if changed is not None:
             raise AnalysisError(
                 f"the weights of {changed} have changed since the run that this cache is of, and what they give now would not "

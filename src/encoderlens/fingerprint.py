@@ -1,7 +1,7 @@
 """Which weights a model has: a hash of what they hold, and whether they have changed since some time."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -67,9 +67,14 @@ class WeightsOfRun:
     def __reduce__(self) -> tuple[Any, ...]:  # a copy of a cache has a copy of the model
         return WeightsOfRun, (self.model, frozenset(self.changed_in(self._seen)))
 
-    def changed_in(self, names: Iterable[str]) -> Iterator[str]:
-        """Those of these modules, by name, whose own weights have changed since the run."""
-        modules = dict(modules_with_weights(self.model))
+    def changed_in(self, names: Iterable[str], modules: Mapping[str, nn.Module] | None = None) -> Iterator[str]:
+        """Those of these modules, by name, whose own weights have changed since the run.
+
+        Args:
+            names: of the modules.
+            modules: what ``modules_with_weights`` gives of the model now; None to look it up.
+        """
+        modules = dict(modules_with_weights(self.model)) if modules is None else modules
         for name in names:
             before = self._seen.get(name, ())
             now = _own(modules[name]) if name in modules else []

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -145,8 +144,8 @@ class HookPoint(RunAware):
 
     def acting(self, dir: Direction) -> list[LensHandle]:
         """The hooks of a direction that act in the run under way."""
-        handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
-        return self._in_scope(handles, dir, self.run_state.place) if handles else []
+        handles, state = self.fwd_hooks if dir == "fwd" else self.bwd_hooks, self.run_state
+        return self._in_scope(handles, dir, (len(state.called), len(state.runs))) if handles else []
 
     def awaiting(self, dir: Direction) -> list[LensHandle]:
         """The hooks of a direction that will act in the next run of this thread."""
@@ -172,8 +171,8 @@ class HookPoint(RunAware):
     def forward(self, tensor: Tensor) -> Tensor:
         if not (self.fwd_hooks or self.bwd_hooks):
             return tensor
-        leaving = self._through_forward_hooks(tensor)
-        backward = self.acting("bwd")
+        leaving = self._through_forward_hooks(tensor) if self.fwd_hooks else tensor
+        backward = self.acting("bwd") if self.bwd_hooks else []
         if not backward:
             return leaving
         if tensor.requires_grad and not leaving.requires_grad and torch.is_grad_enabled():
@@ -282,7 +281,10 @@ class HookPoint(RunAware):
 
     def attach(self, handle: LensHandle, dir: Direction, prepend: bool = False) -> LensHandle:
         handles = self._handles(dir)
-        handles.insert(0 if prepend else len(handles), handle)
+        if prepend:
+            handles.insert(0, handle)
+        else:
+            handles.append(handle)
         return handle
 
     def add_perma_hook(self, hook: HookFunction, dir: Direction = "fwd") -> LensHandle:
@@ -291,8 +293,9 @@ class HookPoint(RunAware):
 
     def detach(self, handle: LensHandle) -> None:
         """Take off one hook, if it is still on."""
-        _discard(self.fwd_hooks, handle)
-        _discard(self.bwd_hooks, handle)
+        for handles in (self.fwd_hooks, self.bwd_hooks):
+            if handles:
+                _discard(handles, handle)
 
     def has_hooks(
         self, dir: Direction | Literal["both"] = "both", including_permanent: bool = True, level: int | None = None
@@ -365,9 +368,10 @@ def check_hook(hook: Any) -> None:
 
 def _discard(handles: list[LensHandle], handle: LensHandle) -> None:
     """Take a handle out of a list in one step, as other threads may change the list too."""
-    if handles:
-        with suppress(ValueError):
-            handles.remove(handle)
+    try:
+        handles.remove(handle)
+    except ValueError:  # it is off already
+        return
 
 
 def _directions(dir: Direction | Literal["both"]) -> tuple[Direction, ...]:

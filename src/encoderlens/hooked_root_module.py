@@ -306,9 +306,13 @@ class HookedRootModule(RunAware):
         """The forward and the backward hooks that will act in the next run of this thread, by hook point; points without any
         are left out.
         """
-        hooked = ((name, point) for name, point in self.hook_dict.items() if point.fwd_hooks or point.bwd_hooks)
-        found = {name: (point.awaiting("fwd"), point.awaiting("bwd")) for name, point in hooked}
-        return {name: handles for name, handles in found.items() if any(handles)}
+        found: dict[str, tuple[list[LensHandle], list[LensHandle]]] = {}
+        for name, point in self.hook_dict.items():
+            forward = point.awaiting("fwd") if point.fwd_hooks else []
+            backward = point.awaiting("bwd") if point.bwd_hooks else []
+            if forward or backward:
+                found[name] = (forward, backward)
+        return found
 
     def check_reachable(self, awaited: Awaited, reached: Callable[[str], bool], why: str) -> None:
         """Refuse a run that cannot reach a point which a context around it names.
@@ -321,14 +325,12 @@ class HookedRootModule(RunAware):
         Raises:
             HookUnreachableError: with the name and what this run computes.
         """
+        thread, place = self.run_state.thread, self.run_state.next_place
         for name, (forward, backward) in awaited.items():
-            if any(self._must_run(handle) for handle in (*forward, *backward)) and not reached(name):
-                raise HookUnreachableError(f"{name} is hooked, but {why}")
-
-    def _must_run(self, handle: LensHandle) -> bool:
-        """Whether the next run has to reach the point of a hook."""
-        state = self.run_state
-        return handle.must_run is not None and handle.must_run.includes(state.thread, state.next_place)
+            for handle in (*forward, *backward):
+                must_run = handle.must_run is not None and handle.must_run.includes(thread, place)
+                if must_run and not reached(name):
+                    raise HookUnreachableError(f"{name} is hooked, but {why}")
 
     def _names(self, names_filter: NamesFilter) -> list[str]:
         if not self.hook_dict:

@@ -116,11 +116,26 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         AnalysisError: with the first such part, and the remedy.
     """
+    if not _any_in_training(model):
+        return
     parts = ((name, part) for name, part in model.named_modules() if not isinstance(part, nn.ModuleDict | nn.ModuleList))
     training = next((name for name, part in parts if part.training), None)  # not of containers: parametrising adds new ones
     if training is not None:
         where = f"{training} of the model" if training else "the model"
         raise AnalysisError(f"{where} is in training mode, where dropout changes every run; call model.eval() first")
+
+
+def _any_in_training(model: nn.Module) -> bool:
+    """Whether any module is in training mode: without names, which take most of the time."""
+    left: list[nn.Module | None] = [model]
+    while left:
+        module = left.pop()
+        if module is None:
+            continue
+        if module.training:
+            return True
+        left += module._modules.values()
+    return False
 
 
 @dataclass(frozen=True)
