@@ -13,7 +13,7 @@ from torch import Tensor
 import encoderlens.memory
 from encoderlens import ActivationCache, EncoderConfig, HookedEncoder
 from encoderlens.config import AbsolutePositionsPart, AttentionPart, EmbeddingPart, LayerNormPart, MLPPart, PostLNPart
-from encoderlens.errors import AnalysisError, InputError
+from encoderlens.errors import AnalysisError, HookNameError, InputError
 from encoderlens.fingerprint import fingerprint
 from encoderlens.memory import free_bytes
 from tests.additive import additive_batch, additive_model, arguments, audio_batch, audio_model
@@ -191,6 +191,29 @@ def test_a_cache_of_gradients_has_no_decomposition(made):
         with pytest.raises(AnalysisError, match=r"these are gradients, not the activations of a run.*cache\[name\] \* grads"):
             decompose()
     assert cache.stack_activation("attn_out").shape[0] == model.cfg.n_layers
+
+
+def test_gradients_that_a_run_has_cached_are_known_without_scales(bert):
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    names = [name for name in bert.default_hook_names() if name[:6] == "blocks" and not name.endswith("hook_scale")]
+    _, cache = bert.run_with_cache(tokens, names_filter=names, incl_bwd=True, loss_fn=torch.sum)
+    bert.zero_grad()
+    re_keyed = {name.removesuffix("_grad"): gradient for name, gradient in cache.items() if name.endswith("_grad")}
+    of_gradients = ActivationCache(re_keyed, bert)
+    stack = torch.zeros(1, 1, 4, bert.cfg.d_model)
+    for decompose in (
+        lambda: of_gradients.compute_head_results(),
+        lambda: of_gradients.get_neuron_results(0),
+        lambda: of_gradients.logit_attrs(stack, 5),
+        lambda: of_gradients.logit_constant(5),
+        lambda: of_gradients.accumulated_resid(apply_ln=True),
+    ):
+        with pytest.raises(AnalysisError, match=r"these are gradients, not the activations of a run.*cache\[name\] \* grads"):
+            decompose()
+    of_copies = ActivationCache({name: gradient.clone() for name, gradient in re_keyed.items()}, bert)
+    with pytest.raises(HookNameError, match=r"holds no 'blocks\.\d\.ln\d\.hook_scale'.*If these are gradients, .*\* grads"):
+        of_copies.decompose_resid()
+    cache.compute_head_results()  # gradients beside the activations are none of its business
 
 
 def test_a_cache_keeps_its_tokens_and_its_mask_when_the_callers_change(bert):

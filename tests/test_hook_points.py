@@ -303,6 +303,11 @@ WRONG = {
     "another shape": (lambda x, hook: x[:, :4], r"returned \[3, 4, 40\] float32 in place of \[3, 11, 40\] float32"),
     "another rank": (lambda x, hook: x.sum(), r"returned \[\] float32 in place of \[3, 11, 40\] float32"),
     "another dtype": (lambda x, hook: x.half(), r"returned \[3, 11, 40\] float16 in place of \[3, 11, 40\] float32"),
+    "a sparse tensor": (lambda x, hook: x.to_sparse(), r"returned a sparse_coo tensor.*to_dense\(\)"),
+    "a nested tensor": (
+        lambda x, hook: torch.nested.nested_tensor(list(x.detach()), layout=torch.jagged),
+        r"returned a nested tensor.*torch\.nested\.to_padded_tensor",
+    ),
 }
 
 
@@ -314,6 +319,16 @@ def test_a_result_that_cannot_stand_in(bert, kind, direction):
     with pytest.raises(HookResultError, match=f"{what} at blocks.1.hook_attn_out {message}"):
         gradients(bert, **{f"{direction}_hooks": [("blocks.1.hook_attn_out", hook)]})
     assert not bert.list_hooks()
+
+
+def test_a_replacement_of_inference_mode_is_refused_where_gradients_flow(bert):
+    with torch.inference_mode():
+        kept = bert.run_with_cache(BATCH["tokens"], names_filter="blocks.1.hook_attn_out")[1]["blocks.1.hook_attn_out"]
+    hooks = [("blocks.1.hook_attn_out", lambda x, hook: kept)]
+    with pytest.raises(HookResultError, match=r"made in torch\.inference_mode\(\).*return replacement\.clone\(\)"):
+        bert.run_with_hooks(BATCH["tokens"], fwd_hooks=hooks)
+    with torch.no_grad():
+        assert torch.equal(bert.run_with_hooks(BATCH["tokens"], fwd_hooks=hooks), bert(BATCH["tokens"]))
 
 
 def test_the_message_names_the_axes(bert):
@@ -507,6 +522,14 @@ def test_what_is_no_function_and_no_filter_is_refused(bert, unchecked):
         bert.hook_dict["hook_full_embed"].add_hook(5)
     with pytest.raises(HookNameError, match="a names filter is a name, a collection of names or a function of a name, not 5"):
         bert.add_hook(5, print)
+
+
+def test_none_is_no_hooks_and_a_number_is_refused(bert, unchecked):
+    tokens = torch.tensor([[5, 6]])
+    assert torch.equal(bert.run_with_hooks(tokens, fwd_hooks=None, bwd_hooks=None), bert(tokens))
+    for hooks in ({"fwd_hooks": 5}, {"bwd_hooks": 5}):
+        with pytest.raises(HookNameError, match=r"hooks are a list of pairs \(name, function\), not 5"):
+            bert.run_with_hooks(tokens, **hooks)
 
 
 def test_a_replacement_on_another_device_is_refused(bert):

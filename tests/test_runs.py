@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from encoderlens import HookedEncoder, HookedRootModule, HookPoint
-from encoderlens.analysis import contacts, direct_logit_attribution, logit_lens
+from encoderlens.analysis import contacts, direct_logit_attribution, fill_mask, logit_lens
+from encoderlens.errors import HookUnreachableError
 from encoderlens.linearised import linearised
 from tests.analysis.models import TEXTS, made
 from tests.parity import assert_changed, assert_parity, largest_of
@@ -205,6 +207,137 @@ def test_a_torch_hook_that_runs_the_model(case):
     assert entered
 
 
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_torch_hook_of_the_model_itself_that_runs_it(case, where):
+    model = case.model
+    _, clean = model.run_with_cache(case.outer, names_filter=NAMES)
+    _, clean_inner = model.run_with_cache(case.inner, names_filter=NAMES)
+    entered, found = [], []
+
+    def run_again(*of_module: Any) -> None:
+        if not entered:
+            entered.append(of_module)
+            model(case.inner)
+            found.append(model.run_with_cache(case.inner, names_filter=NAMES)[1])
+
+    register = model.register_forward_pre_hook if where == "before" else model.register_forward_hook
+    handle = register(run_again)
+    _, cache = model.run_with_cache(case.outer, names_filter=NAMES)
+    handle.remove()
+    same(cache, clean)
+    same(found[0], clean_inner)
+
+
+def test_attributions_that_are_made_in_a_torch_hook_are_of_frozen_parts(case):
+    model = case.model
+    _, cache = model.run_with_cache(case.inner)
+    expected = cache.logit_attrs(cache.decompose_resid(), case.target)
+    found = []
+
+    def attribute(module: nn.Module, inputs: Any) -> None:
+        found.append(cache.logit_attrs(cache.decompose_resid(), case.target))
+
+    handle = model.blocks[1].register_forward_pre_hook(attribute)
+    model(case.outer)
+    handle.remove()
+    assert torch.equal(found[0], expected)
+
+
+def inner_gradients(case: Any) -> dict[str, Tensor]:
+    """Of a run that is neither frozen nor watched, in both ways."""
+    model = case.model
+
+    def loss(hidden: Tensor) -> Tensor:
+        return (hidden.square() * torch.arange(hidden.shape[-1])).sum().sqrt()
+
+    with torch.enable_grad():
+        _, cache = model.run_with_cache(case.inner, return_type="hidden", incl_bwd=True, loss_fn=loss, names_filter=NAMES)
+        weight = model.blocks[0].attn.q.weight
+        (by_autograd,) = torch.autograd.grad(loss(model(case.inner, return_type="hidden")), weight)
+    model.zero_grad()
+    return {name: kept for name, kept in cache.items() if name.endswith("_grad")} | {"weight": by_autograd}
+
+
+def test_gradients_of_a_run_that_a_hook_starts_inside_an_attribution(case):
+    model = case.model
+    expected = inner_gradients(case)
+    found = []
+    with model.hooks([("blocks.0.hook_resid_pre", lambda x, hook: found.append(inner_gradients(case)))]):
+        direct_logit_attribution(model, case.outer, case.target, position=2)
+        with linearised(model):
+            model(case.outer)
+    assert len(expected) == len(NAMES) + 1
+    for ours in found:
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    assert len(found) == 2
+
+
+def test_a_run_that_a_hook_starts_has_the_models_own_task(bert):
+    bert.task = "next_sentence"
+    tokens = bert.prepare(INNER)
+    own, other = bert(tokens), bert(tokens, return_type="hidden")
+    found = []
+
+    def run_again(tensor: Tensor, hook: HookPoint) -> None:
+        with bert.use_task("masked_lm"):
+            chosen = bert(tokens)
+        found.append((bert.task, bert(tokens), chosen.shape[-1]))
+
+    with bert.hooks([(AT, run_again)]):
+        fill_mask(bert, OUTER)
+        with bert.use_task("masked_lm"):
+            assert bert(tokens).shape == (*other.shape[:2], bert.cfg.d_vocab)
+    assert len(found) == 2
+    for task, logits, n_chosen in found:
+        assert (task, n_chosen) == ("next_sentence", bert.cfg.d_vocab)
+        assert torch.equal(logits, own)
+
+
+@dataclass
+class Counting:
+    """A hook that is equal to another one, and whose comparison has no truth value once it holds a tensor."""
+
+    value: Any
+    run: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.__dict__["calls"] = 0
+
+    def __call__(self, tensor: Tensor, hook: HookPoint) -> None:
+        self.__dict__["calls"] += 1
+        if self.run is not None:
+            self.run()
+
+
+@pytest.mark.parametrize("value", [1, torch.zeros(3)])
+def test_hooks_are_told_apart_by_what_they_are_not_by_what_they_equal(case, value):
+    model = case.model
+    first, second = Counting(value, lambda: model(case.inner)), Counting(value)
+    with model.hooks([("blocks.0.hook_resid_pre", first), ("blocks.0.hook_attn_out", second)]):
+        model(case.outer)
+        assert (first.__dict__["calls"], second.__dict__["calls"]) == (1, 2)
+    method = Counting(value, lambda: model(case.inner))
+    with model.hooks([(name, method.__call__) for name in NAMES[:2]]):  # one method, bound twice
+        model(case.outer)
+    assert method.__dict__["calls"] == 2
+
+
+def test_an_inner_run_need_not_reach_what_the_context_around_it_names(case):
+    model = case.model
+    seen = []
+    hooks = [
+        ("blocks.0.hook_resid_pre", starting_runs(lambda: model(case.inner, return_type="hidden", stop_at_layer=1))),
+        ("blocks.1.hook_resid_post", lambda x, hook: seen.append(x.shape)),
+    ]
+    with model.hooks(hooks):
+        model(case.outer)
+        with pytest.raises(HookUnreachableError, match=r"blocks\.1\.hook_resid_post is hooked"):
+            model(case.outer, return_type="hidden", stop_at_layer=1)
+    assert len(seen) == 1
+    model.reset_hooks()
+
+
 class Doubles(HookedRootModule):
     """A model of one's own, without a plan of its runs."""
 
@@ -304,6 +437,33 @@ def test_add_hook_acts_in_every_thread(case, inputs):
     in_threads(lambda number: model(prepared[number]))
     model.reset_hooks()
     assert seen.count(0) == 1 + N_THREADS
+
+
+def test_what_hooks_keep_is_kept_for_each_thread(case):
+    model, point = case.model, case.model.hook_dict[AT]
+
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        hook.ctx["seen"] = hook.ctx.get("seen", 0) + 1
+
+    point.ctx["note"] = 1
+    batch = model.prepare(case.outer)
+
+    def work(number: int) -> dict[Any, Any]:
+        model.run_with_hooks(batch, fwd_hooks=[(AT, keep)])
+        kept = dict(point.ctx)
+        model.reset_hooks()
+        return kept | {"after": len(point.ctx)}
+
+    assert in_threads(work) == [{"seen": 1, "after": 0}] * N_THREADS
+    assert point.ctx == {"note": 1}
+    with model.hooks([(AT, keep)], bwd_hooks=[(AT, keep)]):
+        logits = model(batch, return_type="logits")
+    with ThreadPoolExecutor(1) as pool:  # as torch does for other devices
+        pool.submit(logits.sum().backward).result()
+    assert point.ctx == {"note": 1, "seen": 2}
+    model.zero_grad()
+    model.clear_contexts()
+    assert point.ctx == {}
 
 
 def test_frozen_quantities_are_frozen_in_one_thread_only(case):

@@ -247,10 +247,8 @@ class HookPoint(RunAware):
         """Refuse tensors whose numbers cannot stand in for those of a dense one."""
         if replacement.is_nested or replacement.layout != torch.strided:
             kind = "nested" if replacement.is_nested else str(replacement.layout).removeprefix("torch.")
-            remedy = "to_padded_tensor(0.0)" if replacement.is_nested else "to_dense()"
-            raise HookResultError(
-                f"a {what} at {self.name} returned a tensor of the kind {kind}; return a dense one: replacement.{remedy}"
-            )
+            dense = "torch.nested.to_padded_tensor(replacement, 0.0)" if replacement.is_nested else "replacement.to_dense()"
+            raise HookResultError(f"a {what} at {self.name} returned a {kind} tensor; return a dense one: {dense}")
         if replacement.is_inference() and torch.is_grad_enabled():
             raise HookResultError(
                 f"a {what} at {self.name} returned a tensor that was made in torch.inference_mode(), through which no gradient "
