@@ -26,8 +26,8 @@ class HookedRootModule(RunAware):
     before anything runs for a name that does not exist or a filter that selects nothing.
 
     A context (``hooks``, ``run_with_hooks``, ``run_with_cache``, an analysis) acts in the runs of the thread that opened it;
-    ``add_hook`` acts in those of every thread. A hook may run the model again: that run is one of its own, in which the hook
-    itself does not act, and which no cache of the outer run sees.
+    ``add_hook`` acts in those of every thread. A call of the model is one run. A hook, also one of torch, may call it again:
+    that run is one of its own, in which the hook itself does not act, and which no cache of the outer run sees.
     """
 
     def __init__(self) -> None:
