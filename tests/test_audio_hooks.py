@@ -742,14 +742,15 @@ def test_the_cached_parts_add_up_as_the_model_does(layout: str, hf_class: str) -
             at = {name: acts[f"blocks.{layer}.{name}"] for name in (PRE_LN_BLOCK if pre_ln else POST_LN_BLOCK)}
             path, attn, mlp = f"blocks.{layer}", block.attn, block.mlp
             assert torch.equal(at["hook_resid_pre"], stream)
-            read = at["hook_q_input"][:, :, 1]
+            inputs = [at[f"hook_{name}_input"] for name in "qkv"]
+            for read in inputs:
+                assert torch.equal(read, stream.unsqueeze(-2).expand_as(read))
             if pre_ln:
-                assert_normed(acts, f"{path}.ln1", block.ln1, stream, read)
-            else:
-                assert torch.equal(read, stream)
-            for name in "qkv":
+                assert_normed(acts, f"{path}.ln1", block.ln1, torch.cat(inputs, -2), None)
+                inputs = (at["ln1.hook_normalized"] * block.ln1.w + block.ln1.b).chunk(3, -2)
+            for name, read in zip("qkv", inputs, strict=True):
                 weight, bias = getattr(attn, f"W_{name.upper()}"), getattr(attn, f"b_{name.upper()}")
-                assert_parity(at[f"attn.hook_{name}"], torch.einsum("bphm,hmd->bphd", at[f"hook_{name}_input"], weight) + bias)
+                assert_parity(at[f"attn.hook_{name}"], torch.einsum("bphm,hmd->bphd", read, weight) + bias)
             scores = torch.einsum("bqhd,bkhd->bhqk", at["attn.hook_q"], at["attn.hook_k"]) / attn.d_head**0.5
             scores = scores.masked_fill(~acts.mask[:, None, None], -torch.inf)
             assert_parity(at["attn.hook_pattern"], scores.softmax(-1))

@@ -114,7 +114,7 @@ class HookedTransformerConfig:
     tokenizer_prepends_bos: bool | None = None
     decoder_start_token_id: int | None = None
     train_seq_length: int | None = None
-    rotary_base: float = 10000
+    rotary_base: float = 10000.0
     rotary_base_local: float | None = None
     rotary_scaling_factor: float = 1.0
     rotary_adjacent_pairs: bool = False
