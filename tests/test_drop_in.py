@@ -21,7 +21,7 @@ from tests.tiny import TOKENIZER, tiny_hf
 
 SCRIPTS = sorted((Path(__file__).parent / "drop_in").glob("*.py"))
 SPEECH = Path(__file__).parent / "data" / "speech" / "disposed.wav"
-PAGE = Path(__file__).parents[1] / "docs" / "from-transformer-lens.md"
+PAGE = Path(__file__).parents[1] / "docs" / "transformer-lens-names.md"
 SIZES = {"n_layers": 2, "d_model": 16, "n_ctx": 12, "n_heads": 4, "d_vocab": 30}
 
 
@@ -209,6 +209,23 @@ def test_names_that_mean_nothing_for_an_encoder_say_what_to_use(bert: HookedEnco
         encoderlens.patching.get_act_patch_resid_pre  # noqa: B018
     with pytest.raises(AttributeError, match="has no attribute 'generates'"):
         bert.generates  # noqa: B018
+
+
+def test_the_page_of_names_is_true(bert: HookedEncoder) -> None:
+    """Every name of its tables is there, or is refused with the advice of the page."""
+    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.M)[1:]
+    named = {section.splitlines()[0]: re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.M) for section in sections}
+    text, audio = named["HookedEncoder"], named["HookedAudioEncoder"]
+    speech = HookedAudioEncoder({"n_layers": 1, "d_model": 32, "n_heads": 4})
+    for name, _ in named["HookedEncoder and HookedAudioEncoder"]:
+        assert hasattr(bert, name) and hasattr(speech, name), name  # noqa: PT018
+    for name, _ in text + named["HookedTransformer, where it makes sense for text encoders"]:
+        assert hasattr(bert, name), name
+    for name, _ in audio:
+        assert hasattr(speech, name), name
+    assert {name for name, _ in named["utils"]} == set(utils.__all__)
+    assert dict(named["Not on a model"]) == NOT_ON_ENCODERS
+    assert dict(named["Not in utils"]) == NOT_IN_UTILS
 
 
 # Hidden states

@@ -4,8 +4,12 @@ _BIDIRECTIONAL = "an encoder reads all positions at once and generates nothing; 
 _UNCHANGED = "weights stay as they are in the checkpoint; analyses carry LayerNorm weights and biases themselves"
 _NO_BOS = "the tokenizer adds its own special tokens"
 
-# Members of HookedTransformer that neither removed class had.
+# Members of TransformerLens' models that encoders here do not have.
 NOT_ON_ENCODERS = {
+    "cache_all": "use run_with_cache, or add_caching_hooks",
+    "cache_some": "use run_with_cache(..., names_filter=...), or add_caching_hooks",
+    "check_and_add_hook": "use add_hook",
+    "check_hooks_to_add": "add_hook checks names before it attaches anything",
     "generate": _BIDIRECTIONAL,
     "loss_fn": 'call the model with return_type="loss" and labels=',
     "unembed_and_loss": 'call the model with return_type="loss" and labels=',
@@ -28,7 +32,15 @@ NOT_ON_ENCODERS = {
 }
 
 # Functions of TransformerLens' utils that mean nothing for an encoder.
+_DEVICES = "a model lies on one device: model.to(device)"
 NOT_IN_UTILS = {
+    "get_cumsum_along_dim": "use tensor.cumsum(dim), or tensor.flip(dim).cumsum(dim).flip(dim) in reverse",
+    "select_compatible_kwargs": "unknown arguments are refused, so nothing has to be dropped",
+    "move_to_and_update_config": "model.to() keeps cfg.device and cfg.dtype in step",
+    "apply_softcap": "no supported encoder caps its logits",
+    "get_best_available_device": _DEVICES,
+    "get_best_available_cuda_device": _DEVICES,
+    "get_device_for_block_index": _DEVICES,
     "sample_logits": _BIDIRECTIONAL,
     "get_tokenizer_with_bos": _NO_BOS,
     "get_input_with_manually_prepended_bos": _NO_BOS,
