@@ -73,7 +73,10 @@ def test_a_weight_that_has_changed_since_the_run_is_not_read(run, what):
         read(cache)
 
 
-@pytest.mark.parametrize("change", ["load_state_dict", "assign", "data", "cast"])
+CHANGES = ["load_state_dict", "assign", "data", "cast", "cast and back", "array", "after a move", "fused"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_every_way_to_change_a_weight_counts(run, change):
     model, cache = run
     weight = model.blocks[0].attn.o.weight
@@ -83,6 +86,16 @@ def test_every_way_to_change_a_weight_counts(run, change):
         model.blocks[0].attn.o.weight = torch.nn.Parameter(weight.detach().clone())
     elif change == "data":
         weight.data = weight.data * 2
+    elif change == "cast and back":
+        model.half().float()
+    elif change == "array":
+        weight.detach().numpy()[:] *= 2
+    elif change == "after a move":
+        model.cpu()
+        weight.data = weight.data * 2
+    elif change == "fused":
+        weight.grad = torch.ones_like(weight)
+        torch.optim.SGD([weight], lr=0.1, fused=True).step()
     else:
         model.half()
     with pytest.raises(AnalysisError, match=r"the weights of blocks\.0\.attn\.o have changed"):
@@ -126,6 +139,29 @@ def test_a_fingerprint_is_of_the_contents(run):
         last.copy_(kept)
     assert fingerprint(model) == before
     assert fingerprint(copy.deepcopy(model).double()) != before
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adagrad"])
+def test_a_fingerprint_sees_what_torch_does_not_count(optimizer: str) -> None:
+    model = additive_model()
+    before = fingerprint(model)
+    weight = model.blocks[0].attn.o.weight
+    weight.grad = torch.zeros_like(weight)
+    weight.grad[0, 0] = 1.0
+    getattr(torch.optim, optimizer)([weight], lr=0.1, fused=True).step()
+    after = fingerprint(model)
+    assert after != before
+    weight.detach().numpy()[0, 1] += 1
+    assert fingerprint(model) != after
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_registration() -> None:
+    one, other = torch.nn.Module(), torch.nn.Module()
+    for name in ("a", "b"):
+        one.register_parameter(name, torch.nn.Parameter(torch.ones(2)))
+    for name in ("b", "a"):
+        other.register_parameter(name, torch.nn.Parameter(torch.ones(2)))
+    assert fingerprint(one) == fingerprint(other)
 
 
 def test_a_cache_is_saved_with_the_weights_that_ran(run, tmp_path: Path):

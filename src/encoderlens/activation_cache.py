@@ -12,6 +12,7 @@ from encoderlens.cached_run import CachedRun, Window, as_slice
 from encoderlens.carried_rows import CarriedRows, check_size
 from encoderlens.components.heads import Head, LinearHead
 from encoderlens.components.residual import Norm, Passage, Step, WriteOfParts
+from encoderlens.components.stand_ins import check_layers
 from encoderlens.errors import AnalysisError, InputError
 from encoderlens.given import as_indices, as_tensor, dtype_name, is_whole
 from encoderlens.hook_points import HookPoint
@@ -432,6 +433,7 @@ class ActivationCache(CachedRun):
         writers = [step.writer for step in path if isinstance(step, WriteOfParts) and step.writer.part in split]
         read = [*self._norms_to(target, mlp_input), *(writer.out_layer for writer in writers)]
         self._check_weights_of(read if norm is None else [*read, norm])
+        check_layers(self.model, [self.model.embed, *self.model.blocks[:target], *writers], self.hooked)
         stream = self._at(self.model.stream_point(target, mlp_input), window)
         return CarriedRows(
             path=path,

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from encoderlens.components.stand_ins import check_layers, hooked_names
 from encoderlens.devices import device_named
 from encoderlens.errors import AnalysisError, HookNameError, InputError
 from encoderlens.fingerprint import WeightsOfRun, fingerprint
@@ -43,6 +44,7 @@ class CachedRun(Mapping[str, Tensor]):
         has_batch_dim: whether tensors still have their batch axis.
         tokens: the token ids of the run [batch pos], None for a run from a residual stream.
         mask: True at real positions [batch pos]; None when every position is real.
+        hooked: the names of the modules that had forward hooks of torch.
         positions: which positions of the run are kept [pos]; None when all are.
         frame_times: the time of each position in seconds [pos], for audio.
     """
@@ -65,16 +67,20 @@ class CachedRun(Mapping[str, Tensor]):
         self.positions = positions
         self.frame_times = frame_times
         self.weights = WeightsOfRun(model)
+        self.hooked = hooked_names(model)
 
     def check_weights(self, modules: Iterable[nn.Module]) -> None:
-        """Refuse to read weights that have changed since the run.
+        """Refuse to read weights that have changed since the run, or that are not all that their module computed with.
 
         Args:
             modules: the parts of the model whose weights are read.
 
         Raises:
-            AnalysisError: with the first that has changed.
+            AnalysisError: with the first that has changed, or that has a forward hook of torch.
+            WeightsError: for what stands in for a layer, and computes in a way of its own.
         """
+        modules = list(modules)
+        check_layers(self.model, modules, self.hooked)
         read = {part for module in modules for part in module.modules()}
         names = [name for name, module in self.model.named_modules() if module in read]
         changed = next(self.weights.changed_in(names), None)

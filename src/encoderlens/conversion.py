@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from encoderlens import loading, state_dicts, weights
-from encoderlens.components.effective import REMEDY
+from encoderlens.components.effective import REMEDY, made_of_others, weight_made_of
+from encoderlens.components.stand_ins import check_forward
 from encoderlens.config import (
     AttentionPositionsPart,
     AudioClassificationPart,
@@ -23,6 +24,7 @@ from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
 from encoderlens.families.family import Family
 from encoderlens.given import is_whole
+from encoderlens.precision import same_numbers
 from encoderlens.sentence_folder import sentence_rows
 from encoderlens.tensor_source import MemorySource
 
@@ -143,7 +145,7 @@ def transformer_lens_defaults(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     and the pooler of which tensors are there.
     """
     embed, unembed = state_dict.get("embed.embed.W_E"), state_dict.get("unembed.W_U")
-    tied = embed is not None and unembed is not None and state_dicts.equal(embed, unembed.mT)
+    tied = embed is not None and unembed is not None and same_numbers(embed, unembed.mT)
     heads, pooler = transformer_lens.parts_in(state_dict)
     return {"eps": transformer_lens.EPS, "tie_word_embeddings": tied, "heads": heads, "pooler": pooler}
 
@@ -240,6 +242,7 @@ def _encoder_now(model: Encoder) -> EncoderConfig:
         raise WeightsError(
             f"the model has no {weights.few(gone)} any more: put a layer of the kind that it was made with back in place"
         )
+    _check_layers(model)
     for group in model.weight_names:
         unequal = state_dicts.first_unequal(group, tensors)
         if unequal is None:
@@ -255,6 +258,32 @@ def _encoder_now(model: Encoder) -> EncoderConfig:
     return encoder
 
 
+def _check_layers(model: Encoder) -> None:
+    """Refuse what stands in for a layer and computes with more than the tensors that a checkpoint has for it.
+
+    Raises:
+        WeightsError: for a module with a forward function of its own, or parameters of its own.
+    """
+    known = {name for group in model.weight_names for name in group}
+    owners = {name.rpartition(".")[0] for name in known} - {""}
+    running = {path for owner in owners for path in _ancestors(owner)}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if state_dicts.unwrapped(name) in running and not state_dicts.is_wrapper(module):
+            check_forward(module, name)
+    for name in map(state_dicts.unwrapped, weights.tensors_of(model)):
+        if not {name, weight_made_of(name)} & known and owners.intersection(_ancestors(name)):
+            raise WeightsError(
+                f"{name} is no weight of this family, and a checkpoint has no place for it: merge it into the layer's weight, "
+                "or make it a parametrization (torch.nn.utils.parametrize.register_parametrization)"
+            )
+
+
+def _ancestors(name: str) -> list[str]:
+    """The name, and those of everything around it."""
+    parts = name.split(".")
+    return [".".join(parts[: index + 1]) for index in range(len(parts))]
+
+
 def _check_untied(family: Family, encoder: EncoderConfig, names: Mapping[str, Tensor]) -> None:
     """Refuse a Hugging Face class with a masked-LM head that has no unembedding of its own."""
     rows = [row for row in family.part_rows["masked_lm"] if row.source in names]
@@ -266,7 +295,7 @@ def _check_untied(family: Family, encoder: EncoderConfig, names: Mapping[str, Te
 
 
 def _check_stored(model: Encoder, names: list[str]) -> None:
-    computed = [name for name in weights.computed_names(model) if name in names]
+    computed = [name for name in map(state_dicts.unwrapped, made_of_others(model)) if name in names]
     if computed:
         raise WeightsError(
             f"{weights.few(computed)}: parametrised or pruned, and so no parameter that two models could share. Take to_hf(), "

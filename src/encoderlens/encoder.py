@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
-from encoderlens.components.effective import REMEDY, effective_weights
+from encoderlens.components.effective import REMEDY, made_of_others
 from encoderlens.components.heads import owned_labels
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
@@ -98,7 +98,6 @@ class Encoder(WeightStacks, ABC):
         sentence_embedding: how it makes one vector of a text; None for a model that is no sentence encoder.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
-        moves: how often it was moved or cast.
         weight_names: the names of each parameter and buffer that the configuration calls for, several where modules share it.
     """
 
@@ -115,7 +114,6 @@ class Encoder(WeightStacks, ABC):
         self._task = next(iter(self.heads), None)
         self.hf_config: dict[str, Any] = {}
         self.load_report = LoadReport()
-        self.moves = 0
         self.setup()
 
     def _make(self, cfg: EncoderConfig) -> None:
@@ -167,11 +165,9 @@ class Encoder(WeightStacks, ABC):
         seed = frozen(seed)
         if seed is not None:
             check_value("seed", seed, Seed)
-        computed = effective_weights(self)
+        computed = made_of_others(self)
         if computed:
-            raise WeightsError(
-                f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
-            )
+            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
@@ -553,7 +549,6 @@ class Encoder(WeightStacks, ABC):
 
     def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
         model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
-        self.moves += 1
         super()._apply(fn, recurse)
         self.cfg.bind(self)
         return self
