@@ -523,7 +523,7 @@ def _kind(tokens: Tensor | np.ndarray) -> str:
 
 def _check_stack(stack: Any) -> None:
     if not isinstance(stack, Tensor) or not stack.is_floating_point():
-        found = str(stack.dtype).removeprefix("torch.") if isinstance(stack, Tensor) else f"a {type(stack).__name__}"
+        found = dtype_name(stack) if isinstance(stack, Tensor) else f"a {type(stack).__name__}"
         raise InputError(f"the stack is {found}; it is a tensor of floating-point numbers [component batch pos d_model]")
 
 

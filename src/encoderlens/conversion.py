@@ -1,7 +1,7 @@
 """Between checkpoints and models: configurations read, parameters filled, and the Hugging Face model given back."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
 from encoderlens.families.family import Family
-from encoderlens.given import is_whole
+from encoderlens.given import described, dtype_name, fault_of, is_whole
 from encoderlens.precision import same_numbers
 from encoderlens.sentence_folder import sentence_rows
 from encoderlens.tensor_source import MemorySource
@@ -150,15 +150,16 @@ def transformer_lens_defaults(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     return {"eps": transformer_lens.EPS, "tie_word_embeddings": tied, "heads": heads, "pooler": pooler}
 
 
-def own_state(model: Encoder, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def own_state(model: Encoder, state_dict: Any) -> dict[str, Any]:
     """A state dict under a model's own names: without those of wrappers, TransformerLens' tensors under our names and in our
     layout, and what modules share under each of its names.
 
     Raises:
-        WeightsError: for several tensors in the place of one, and for tensors of TransformerLens that are misshapen, or whose
-            place is made of others.
+        WeightsError: for what is no state dict, or has no name of this model; for tensors without numbers; for several tensors in
+            the place of one, and for tensors of TransformerLens that are misshapen, or whose place is made of others.
     """
     own = model.state_dict().keys()
+    _check_state(state_dict, own)
     names = state_dicts.without_wrappers(state_dict, "the state dict", known=own)
     state = {name: state_dict[stored] for name, stored in names.items()}
     foreign = {name: value for name, value in state.items() if name not in own and isinstance(value, Tensor)}
@@ -173,7 +174,55 @@ def own_state(model: Encoder, state_dict: Mapping[str, Any]) -> dict[str, Any]:
             raise WeightsError(f"the state dict holds both {target} and {key}, which are one tensor; leave one of them out")
         state[target] = tensor
         del state[key]
+    _check_names_of(model, state, own)
     return state_dicts.completed(state, state_dicts.shared_names(model))
+
+
+def _check_state(state_dict: Any, own: Container[str]) -> None:
+    """Refuse what is no mapping from names to tensors with numbers.
+
+    Raises:
+        WeightsError: with what it is.
+    """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
+        raise WeightsError(
+            f"load_state_dict takes a dictionary of names and tensors, as state_dict() gives, not {described(state_dict)}"
+            f"{' with other keys than names' if isinstance(state_dict, Mapping) else ''}"
+        )
+    for name, value in state_dict.items():
+        if isinstance(value, Tensor):
+            fault = fault_of(value)
+        else:
+            fault = f"is {described(value)}, not a tensor" if name in own else ""
+        if fault:
+            raise WeightsError(f"the state dict: {name} {fault}")
+
+
+def _check_names_of(model: Encoder, state: Mapping[str, Any], own: Collection[str]) -> None:
+    """Refuse names of the same weights that load_state_dict does not read, which strict=False would pass over.
+
+    Raises:
+        WeightsError: with how they are loaded.
+    """
+    encoder, left = model.cfg.encoder, [name for name in state if name not in own]
+    family, loads = REGISTRY[encoder.family], f"{type(model).__name__}.from_"
+    hugging_face = {piece.name for row in family.rows_of(encoder) for piece in row.spellings}
+    hugging_face |= {name.removeprefix(family.base_prefix) for name in hugging_face}
+    theirs = [name for name in left if name in hugging_face]
+    if len(theirs) > len(state) - len(left):
+        raise WeightsError(
+            f"{weights.few(theirs)} are names of Hugging Face: load them into a model of transformers, and that with "
+            f"{loads}pretrained(hf_model=…)"
+        )
+    known = {*own, *(row.source for row in _lens_rows(encoder))}
+    prefixed = [name for name in left if name.partition(".")[2] in known]
+    if prefixed:
+        raise WeightsError(
+            f"{weights.few(prefixed)} are names of this model's weights behind {prefixed[0].partition('.')[0]!r}: take it off "
+            f"(name.partition('.')[2]). {loads}transformer_lens_state_dict makes a new model of TransformerLens' state dict"
+        )
+    if state and len(left) == len(state):
+        raise WeightsError(f"the state dict has no name of this model: it has {weights.few(left)}")
 
 
 def hf_base_model(model: Encoder) -> Any:
@@ -312,7 +361,7 @@ def _hf_config(model: Encoder, encoder: EncoderConfig) -> Any:
     """The Hugging Face configuration: as it was loaded, with what the model is now."""
     family = REGISTRY[encoder.family]
     values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
-    values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
+    values["dtype"] = dtype_name(model.cfg.dtype)
     return loading.hf_config(family.model_type, values)
 
 

@@ -26,7 +26,7 @@ from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfi
 from encoderlens.config.fields import Seed, check_value, frozen
 from encoderlens.devices import check_move, device_named
 from encoderlens.errors import InputError, TaskError, WeightsError
-from encoderlens.given import Whole, as_tensor, is_whole
+from encoderlens.given import Whole, as_tensor, dtype_name, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, check_word, did_you_mean
@@ -540,7 +540,7 @@ class Encoder(WeightStacks, ABC):
             args, print_details = args[:1], args[1]
         super().to(*map(_destination, args), **{name: _destination(value) for name, value in kwargs.items()})
         if print_details:
-            print(f"{type(self).__name__} is on {self.cfg.device} in {str(self.cfg.dtype).removeprefix('torch.')}")
+            print(f"{type(self).__name__} is on {self.cfg.device} in {dtype_name(self.cfg.dtype)}")
         return self
 
     def mps(self: AnyEncoder) -> AnyEncoder:
