@@ -14,7 +14,7 @@ from encoderlens.components.heads import Head, LinearHead
 from encoderlens.components.residual import Norm, Passage, Step, WriteOfParts
 from encoderlens.components.stand_ins import check_layers
 from encoderlens.errors import AnalysisError, InputError
-from encoderlens.given import as_indices, as_tensor, dtype_name, is_whole
+from encoderlens.given import as_indices, as_tensor, dtype_name, fault_of, is_whole
 from encoderlens.hook_points import HookPoint
 from encoderlens.linearised import Carry, require_eval
 from encoderlens.names import check_word, stream_label
@@ -330,6 +330,8 @@ class ActivationCache(CachedRun):
                 head that reads a whole sequence.
         """
         _check_stack(residual_stack)
+        if residual_stack.is_meta:
+            raise InputError(f"the stack {fault_of(residual_stack)}")
         window, sequences = as_slice(pos_slice), self._sequences(batch_slice, has_batch_dim)
         head, linear = self._linear_head(tokens, incorrect_tokens, window)
         stack = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
@@ -393,7 +395,7 @@ class ActivationCache(CachedRun):
         of_positions = f" or every position {list(shape)}" if shape[1:] else ""
         needed = f"they are whole numbers for every sequence {list(shape[:1])}{of_positions} of the cache"
         listed = isinstance(tokens, list | tuple)
-        found = "a list of words or fractions, or of lists of different lengths" if listed else _kind(tokens)
+        found = "a list of words, fractions or booleans, or of lists of different lengths" if listed else _kind(tokens)
         ids = as_indices(tokens, "tokens", f"tokens are {found}; {needed}")
         rows = ids if self.has_batch_dim or ids.ndim == len(shape) else ids.unsqueeze(0)
         if rows.shape != shape[: rows.ndim]:

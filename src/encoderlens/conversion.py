@@ -155,8 +155,9 @@ def own_state(model: Encoder, state_dict: Any) -> dict[str, Any]:
     layout, and what modules share under each of its names.
 
     Raises:
-        WeightsError: for what is no state dict, or has no name of this model; for tensors without numbers; for several tensors in
-            the place of one, and for tensors of TransformerLens that are misshapen, or whose place is made of others.
+        WeightsError: for what is no state dict, or has no name of this model; for tensors without
+            numbers; for several tensors in the place of one, and for tensors of TransformerLens that are
+            misshapen, or whose place is made of others.
     """
     own = model.state_dict().keys()
     _check_state(state_dict, own)
@@ -190,12 +191,10 @@ def _check_state(state_dict: Any, own: Container[str]) -> None:
             f"{' with other keys than names' if isinstance(state_dict, Mapping) else ''}"
         )
     for name, value in state_dict.items():
-        if isinstance(value, Tensor):
-            fault = fault_of(value)
-        else:
-            fault = f"is {described(value)}, not a tensor" if name in own else ""
-        if fault:
-            raise WeightsError(f"the state dict: {name} {fault}")
+        if isinstance(value, Tensor) and fault_of(value):
+            raise WeightsError(f"the state dict: {name} {fault_of(value)}")
+        if name in own and not isinstance(value, Tensor):
+            raise WeightsError(f"the state dict: {name} is {described(value)}, not a tensor")
 
 
 def _check_names_of(model: Encoder, state: Mapping[str, Any], own: Collection[str]) -> None:
@@ -285,6 +284,10 @@ def _encoder_now(model: Encoder) -> EncoderConfig:
         WeightsError: for a weight that the configuration calls for and that is gone, and for weights that it calls one and that
             differ.
     """
+    if model.cfg.device.type == "meta":
+        raise WeightsError(
+            "the model is on the meta device, which holds no numbers to give back: load weights into one on another device"
+        )
     encoder, tensors = model.cfg.encoder, weights.tensors_of(model)
     gone = [name for group in model.weight_names for name in group if name not in tensors]
     if gone:

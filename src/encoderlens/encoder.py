@@ -406,7 +406,7 @@ class Encoder(WeightStacks, ABC):
                 if isinstance(handle.user_hook, CachingHook):
                     device = torch.device(handle.user_hook.device or self.cfg.device)
                     sizes = self.axis_sizes(name, batch)
-                    needed[device] += handle.user_hook.kept_bytes(point, sizes, self.cfg.dtype)
+                    needed[device] += handle.user_hook.kept_bytes(point, sizes, self._dtype_at(name))
         for device, size in needed.items():
             free = free_bytes(device) if size > SMALL_CACHE else None
             if free is not None and size > free:
@@ -415,6 +415,11 @@ class Encoder(WeightStacks, ABC):
                     f"{device}: keep some activations (names_filter=) or positions (pos_slice=) only, or fewer bits "
                     "(dtype=torch.bfloat16), or keep them on another device (device=), or run fewer or shorter inputs"
                 )
+
+    def _dtype_at(self, name: str) -> torch.dtype:
+        """The dtype of what passes a hook point: norms compute in float32 or wider."""
+        in_norm = name.endswith((".hook_scale", ".hook_normalized"))
+        return torch.promote_types(self.cfg.dtype, torch.float32) if in_norm else self.cfg.dtype
 
     def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
         """How long the axes of a hook point are in a run.
@@ -548,7 +553,7 @@ class Encoder(WeightStacks, ABC):
         return self.to("mps", print_details=False)
 
     def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
-        model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
+        model_dtype(check_move(fn, self.cfg.device).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
         super()._apply(fn, recurse)
         self.cfg.bind(self)
         return self

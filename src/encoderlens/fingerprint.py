@@ -9,6 +9,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
+from encoderlens.errors import WeightsError
 from encoderlens.precision import same_numbers
 
 SAMPLE = 256  # numbers of each tensor that are compared
@@ -18,9 +19,14 @@ def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and contents of a model's parameters and buffers, as 64 hexadecimal digits.
 
     It is the same on every device, and in whatever order they were registered. Every number is read each time.
+
+    Raises:
+        WeightsError: for a model on the meta device.
     """
     whole, digests = hashlib.sha256(), {}
     for name, tensor in sorted(_weights(model), key=itemgetter(0)):
+        if tensor.is_meta:
+            raise WeightsError(f"{name} is on the meta device, which holds no numbers: load weights into a model elsewhere")
         if id(tensor) not in digests:
             digests[id(tensor)] = _digest(tensor)
         whole.update(f"{name} {tensor.dtype} {list(tensor.shape)} {digests[id(tensor)]}\n".encode())
