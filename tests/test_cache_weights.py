@@ -206,7 +206,7 @@ def test_a_file_that_lacks_an_activation(run, tmp_path: Path):
 
 SPOILT: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "mask of another shape": (lambda held: {"mask": torch.ones(3, 9, dtype=torch.bool)}, "the mask is a Tensor of shape"),
-    "mask of numbers": (lambda held: {"mask": held["tokens"]}, "the mask is .* int64"),
+    "mask of numbers": (lambda held: {"mask": held["tokens"].clone()}, "the mask is .* int64; it is True or False"),
     "tokens": (lambda held: {"tokens": held["tokens"].float()}, "the tokens are .* float32, and are whole numbers"),
     "whole numbers": (lambda held: {"hook_full_embed": held["hook_full_embed"].long()}, "'hook_full_embed' is .* int64"),
     "width": (lambda held: {"hook_full_embed": held["hook_full_embed"][..., 1:].clone()}, "its axes are batch pos d_model"),
@@ -228,7 +228,7 @@ def test_a_file_whose_tensors_cannot_be_those_of_a_cache(how: str, bert: HookedE
         ActivationCache.load(path, bert)
 
 
-def test_what_names_no_file(bert: HookedEncoder) -> None:
+def test_what_names_no_file(bert: HookedEncoder, unchecked: None) -> None:
     _, cache = bert.run_with_cache(torch.tensor([[5, 6, 7]]))
     for call in (lambda: cache.save(None), lambda: ActivationCache.load(None, bert)):
         with pytest.raises(InputError, match="path is a NoneType; give the name of a file"):

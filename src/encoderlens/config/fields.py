@@ -33,7 +33,7 @@ def is_number(value: Any) -> bool:
 _SMALL = 2**31  # sizes of tensors are below
 Size = Annotated[int, Kind("a positive whole number below 2**31", lambda value: bool(is_whole(value) and 0 < value < _SMALL))]
 Count = Annotated[
-    int, Kind("a positive whole number below 2**31, or 0", lambda value: bool(is_whole(value) and 0 <= value < _SMALL))
+    int, Kind("a positive whole number, or 0, below 2**31", lambda value: bool(is_whole(value) and 0 <= value < _SMALL))
 ]
 Share = Annotated[float, Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)]
 NotNegative = Annotated[float, Kind("a number, not below zero", lambda value: is_number(value) and value >= 0)]
