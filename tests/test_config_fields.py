@@ -50,7 +50,6 @@ OF_BOTH: list[tuple[str, Any, str]] = [
     ("act_fn", ["gelu"], r"unknown activation \('gelu',\); known: gelu, "),
     ("act_fn", 5, "unknown activation 5; known: gelu, "),
     ("eps", float("nan"), "eps is nan; it must be a number, not below zero"),
-    ("eps", None, "eps is None; it must be a number"),
     ("initializer_range", "0.02", r"initializer_range is '0\.02'; it must be a number"),
     ("attn_scale", "2.83", r"attn_scale is '2\.83'; it must be a number"),
     ("attn_scale", None, "attn_scale is None; it must be a number"),
@@ -99,7 +98,7 @@ def test_fields_that_are_not_what_they_are_for(
 @pytest.mark.parametrize("make", [HookedEncoder, HookedAudioEncoder])
 def test_none_says_nothing_where_a_field_has_a_default(make: Callable[..., Any]) -> None:
     fields = (TEXT if make is HookedEncoder else AUDIO) | {"seed": 3}
-    silent = dict.fromkeys(("d_mlp", "tokenizer_name", "model_name", "dtype"))
+    silent = dict.fromkeys(("d_mlp", "eps", "tokenizer_name", "model_name", "dtype"))
     assert_same_parameters(make(fields | silent), make(fields))
     assert make(fields | silent).cfg.encoder == make(fields).cfg.encoder
 

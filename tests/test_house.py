@@ -51,7 +51,8 @@ def test_public_names() -> None:
     names = {name for name in vars(encoderlens) if not name.startswith("_")}
     exported = {
         "ActivationCache", "BertNextSentencePrediction", "EncoderConfig", "FactoredMatrix", "HookPoint",
-        "HookedAudioEncoder", "HookedEncoder", "HookedRootModule", "errors", "hook_points", "utils",
+        "HookedAudioEncoder", "HookedEncoder", "HookedRootModule", "HookedTransformerConfig", "errors", "hook_points",
+        "utilities", "utils",
     }  # fmt: skip
     assert exported <= names
     modules = {path.stem for path in Path(encoderlens.__file__).parent.iterdir()}

@@ -47,7 +47,7 @@ def test_ids_types_masks_labels_and_positions_of_every_integer_dtype(
     assert torch.equal(bert(tokens, "logits", *beside, logits_at=other(at)), chosen)
     losses = [bert(tokens, "loss", *beside, labels=given) for given in (labels, other(labels))]
     assert torch.equal(*losses)
-    assert bert.tokens_to_str(tokens) == bert.tokens_to_str(batch["tokens"])
+    assert bert.to_str_tokens(tokens) == bert.to_str_tokens(batch["tokens"])
     assert torch.equal(bert(tokens[0]), bert(batch["tokens"][0]))
 
 
@@ -105,7 +105,7 @@ def test_tensors_that_cannot_be_read_are_refused_by_name(bert: HookedEncoder, ki
     tokens = tiny_batch()["tokens"]
     uses: list[tuple[str, Callable[[], Any]]] = [
         ("the input", lambda: bert(batch["tokens"])),
-        ("the input", lambda: bert.tokens_to_str(batch["tokens"])),
+        ("the input", lambda: bert.to_str_tokens(batch["tokens"])),
         ("token_type_ids", lambda: bert(tokens, ..., batch["types"])),
         ("one_zero_attention_mask", lambda: bert(tokens, ..., None, batch["mask"])),
         ("labels", lambda: bert(tokens, "loss", labels=batch["tokens"])),
@@ -128,7 +128,7 @@ HALF = "half \ud800 a character"
         (lambda model: model(HALF), "^input 0 has half a character, the lone surrogate '.ud800', at place 5: "),
         (lambda model: model.prepare(["the", "doctor", HALF]), "^input 2 has half"),
         (lambda model: model.to_tokens([("the", "doctor"), ("no", HALF)]), "^the second text of input 1 has half"),
-        (lambda model: model.tokens_to_str(["the", HALF]), "^input 1 has half"),
+        (lambda model: model.to_str_tokens(["the", HALF]), "^input 1 has half"),
         (lambda model: model.align((HALF, "the")), "^the first text of input 0 has half"),
         (lambda model: model.next_sentence(("the", HALF)), "^the second text of input 0 has half"),
         (lambda model: fill_mask(model, [f"the [MASK] {HALF}"]), "^input 0 has half"),
@@ -283,7 +283,7 @@ def test_several_threads_share_a_tokenizer() -> None:
         lambda: model.to_tokens([long, "no"])[0].tolist(),
         lambda: model.prepare(["the doctor", "no", "he walked to the hospital"]).tokens.tolist(),
         lambda: model.align(long).ids,
-        lambda: other.tokens_to_str([long, "the nurse"]),
+        lambda: other.to_str_tokens([long, "the nurse"]),
         lambda: model.heads["masked_lm"].output_index("Doctor", tokenizer),
     ]
     expected, wrong = [use() for use in uses], []

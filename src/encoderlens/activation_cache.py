@@ -40,6 +40,20 @@ class ActivationCache(CachedRun):
 
     max_stack_bytes: int = 8 * 2**30
 
+    @property
+    def hidden_states(self) -> list[Float[Tensor, "*rows d_model"]]:
+        """The stream in front of block 0 and after every block, ``n_layers + 1`` tensors: what Hugging Face returns for
+        ``output_hidden_states=True``, padding aside. A text encoder with a norm after the last block has passed it in the last
+        one; a speech encoder has not.
+
+        Raises:
+            HookNameError: for a cache without ``hook_resid_pre`` of block 0, or ``hook_block_out`` of any block.
+        """
+        outputs = [self["block_out", layer] for layer in range(self.model.cfg.n_layers)]
+        if self.model.ln_final is not None and self.model.LAST_HIDDEN_IS_NORMED:
+            outputs[-1] = self._run(self.model.ln_final, outputs[-1])
+        return [self["resid_pre", 0], *outputs]
+
     def accumulated_resid(
         self,
         layer: int | None = None,
@@ -476,13 +490,13 @@ class ActivationCache(CachedRun):
 
     def _at(self, point: HookPoint, window: Slice) -> Tensor:
         """The activation at a hook point, at some positions."""
-        name = str(point.name)
+        kept = self._one_for_all_heads(point)
         if window.selects_all:
-            return self[name]
+            return kept
         axes = point.axes if self.has_batch_dim else point.axes[1:]
-        if self[name].ndim != len(axes):
+        if kept.ndim != len(axes):
             raise InputError("the cache holds one position, without an axis to slice: leave pos_slice out")
-        return window.apply(self[name], axes.index("pos"))
+        return window.apply(kept, axes.index("pos"))
 
     def _directions(self, onto: Any) -> Float[Tensor, "d_model *out"] | None:
         d_model = self.model.cfg.d_model
@@ -490,6 +504,23 @@ class ActivationCache(CachedRun):
             found = f"shape {list(onto.shape)}" if isinstance(onto, Tensor) else f"the type {type(onto).__name__}"
             raise InputError(f"project_output_onto has {found}; one direction is a tensor [{d_model}], several [{d_model}, n]")
         return None if onto is None else onto.detach()
+
+    def _one_for_all_heads(self, point: HookPoint) -> Tensor:
+        """The activation at a hook point; of a norm in front of split inputs, that which all heads have.
+
+        Raises:
+            AnalysisError: if it differs between heads.
+        """
+        kept = self[str(point.name)]
+        axes = point.axes if self.has_batch_dim else point.axes[1:]
+        if kept.ndim <= len(axes):
+            return kept
+        if not torch.equal(kept, kept[..., :1, :].expand_as(kept)):
+            raise AnalysisError(
+                f"{point.name} differs between heads, since hooks changed what some of them read: "
+                "no one norm stands between the stream and attention in this run"
+            )
+        return kept[..., 0, :]
 
     def _run(self, function: Callable[..., Tensor], stream: Tensor, *args: Any) -> Tensor:
         """What a part of the model makes of a stream, where and as what the cache keeps it."""

@@ -18,6 +18,7 @@ from encoderlens.config import (
     HeadPart,
     SequenceClassificationPart,
     TokenClassificationPart,
+    fields_of,
 )
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, WeightsError
@@ -140,14 +141,23 @@ def lens_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: state_dict[stored] for name, stored in state_dicts.without_wrappers(state_dict, LENS_STATE).items()}
 
 
-def transformer_lens_defaults(state_dict: dict[str, Tensor]) -> dict[str, Any]:
-    """What a TransformerLens configuration means where it is silent: its eps, embeddings tied if they are equal, and the heads
-    and the pooler of which tensors are there.
+def transformer_lens_fields(cfg: Any, state_dict: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of a TransformerLens configuration; where it is silent, its eps, and what the state dict says: which heads
+    there are, and whether there is a pooler. Only a dictionary says whether the embeddings are tied; a configuration object
+    always has that field, and its class never read it.
+
+    Raises:
+        ConfigError: for what is no configuration.
     """
     embed, unembed = state_dict.get("embed.embed.W_E"), state_dict.get("unembed.W_U")
     tied = embed is not None and unembed is not None and same_numbers(embed, unembed.mT)
     heads, pooler = transformer_lens.parts_in(state_dict)
-    return {"eps": transformer_lens.EPS, "tie_word_embeddings": tied, "heads": heads, "pooler": pooler}
+    known = {"eps": transformer_lens.EPS, "heads": heads, "pooler": pooler}
+    known["tie_word_embeddings"] = tied
+    given = {name: value for name, value in fields_of(cfg).items() if value is not None}
+    if not isinstance(cfg, Mapping):
+        given.pop("tie_word_embeddings", None)
+    return known | given
 
 
 def own_state(model: Encoder, state_dict: Any) -> dict[str, Any]:

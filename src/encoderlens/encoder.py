@@ -30,6 +30,7 @@ from encoderlens.given import Whole, as_tensor, dtype_name, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, check_word, did_you_mean
+from encoderlens.not_on_encoders import NOT_ON_ENCODERS
 from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
@@ -104,6 +105,7 @@ class Encoder(WeightStacks, ABC):
     ln_final: ScaledNorm | None
 
     FRONT: ClassVar[tuple[str, ...]] = ("embed", "hook_full_embed")  # what stands in front of the blocks
+    LAST_HIDDEN_IS_NORMED: ClassVar[bool] = True  # whether Hugging Face's last hidden state has passed ln_final
 
     def __init__(self, cfg: EncoderConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -206,6 +208,31 @@ class Encoder(WeightStacks, ABC):
         super().__setstate__(state)
         self.cfg = copy.copy(self.cfg)
         self.cfg.bind(self)
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """``cfg.use_attn_result``: whether a names filter of None includes ``attn.hook_result``."""
+        self.cfg.use_attn_result = use_attn_result
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """``cfg.use_split_qkv_input``: whether a names filter of None includes ``hook_q_input`` and its like."""
+        self.cfg.use_split_qkv_input = use_split_qkv_input
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """``cfg.use_hook_mlp_in``: whether a names filter of None includes ``hook_mlp_in``."""
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def __getattr__(self, name: str) -> Any:
+        """What a module holds; for a member of TransformerLens' language models, what to use instead.
+
+        Raises:
+            AttributeError: for anything else.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in NOT_ON_ENCODERS:
+                raise
+        raise AttributeError(f"{type(self).__name__} has no {name}: {NOT_ON_ENCODERS[name]}")
 
     # Tasks and planned runs
 
@@ -501,7 +528,7 @@ class Encoder(WeightStacks, ABC):
         """Where the stream that enters a layer passes (``n_layers``: the final one), or that at ``hook_resid_mid``."""
         blocks = self._layers()
         if layer == len(blocks):
-            return blocks[-1].out_point
+            return blocks[-1].hook_block_out
         return blocks[layer].hook_resid_mid if mlp_input else blocks[layer].hook_resid_pre
 
     def norm_in_front(self, layer: int, mlp_input: bool = False) -> ScaledNorm | None:

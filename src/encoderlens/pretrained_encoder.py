@@ -8,7 +8,6 @@ from torch import Tensor
 
 from encoderlens import conversion, loading, state_dicts
 from encoderlens.activation_cache import ActivationCache
-from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest
 from encoderlens.devices import device_named
 from encoderlens.encoder import Encoder
@@ -124,19 +123,6 @@ class PretrainedEncoder(Encoder):
             WeightsError: for weights that are gone, and for different ones where the configuration calls for one.
         """
         return conversion.to_hf(self)
-
-
-def plain_request(cfg: Any) -> ModelRequest:
-    """A request for a model of this configuration, everything else at its default.
-
-    Raises:
-        ConfigError: for anything but an EncoderConfig.
-    """
-    if not isinstance(cfg, EncoderConfig):
-        raise ConfigError(
-            f"cfg is an EncoderConfig or a dictionary, not {type(cfg).__name__}; from_pretrained loads a checkpoint"
-        )
-    return ModelRequest(cfg, None, torch.float32, None, None, {})
 
 
 def place_of(device: Any, move_to_device: bool, empty: bool = False) -> torch.device:

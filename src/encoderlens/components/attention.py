@@ -63,9 +63,12 @@ class Attention(Writer, Freezable):
         self.hook_result = HookPoint("batch pos head d_model", on_demand="use_attn_result")
 
     def forward(
-        self, q_input: Tensor, k_input: Tensor, v_input: Tensor, sequence: Sequence
+        self, q_input: Tensor, k_input: Tensor, v_input: Tensor, sequence: Sequence | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Inputs are the stream [batch pos d_model], or one stream a (key and value) head [batch pos head d_model]."""
+        """Inputs are the stream [batch pos d_model], or one stream for each (key and value) head [batch pos head d_model].
+        Without a sequence, every position is real.
+        """
+        sequence = Sequence.of(q_input) if sequence is None else sequence
         q = self.hook_q(self._project(q_input, self.q))
         k = self.hook_k(self._project(k_input, self.k))
         v = self.hook_v(self._project(v_input, self.v))
