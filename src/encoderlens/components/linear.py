@@ -70,10 +70,10 @@ class WeightView:
             return self
         weight = self._weight(module)
         view = rearrange(weight, self.pattern, **self._sizes(module)) if self.pattern else weight
-        owner, leaf = self._place(module)
-        if not is_computed(owner, leaf):
+        layer, leaf = self._place(module)
+        if not is_computed(layer, leaf):
             return view
-        alone = all(not is_alias_of(view, part) for part in owner.parameters())
+        alone = all(not is_alias_of(view, part) for part in layer.parameters())
         return ComputedWeight.named(view if alone else view.clone(), f"{self.name} ({self.path})")
 
     def __set__(self, module: nn.Module, value: Tensor) -> None:
