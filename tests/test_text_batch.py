@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.normalizers import Replace
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -112,7 +113,7 @@ def test_tensors_that_cannot_be_read_are_refused_by_name(bert: HookedEncoder, ki
         ("the residual stream", lambda: bert(batch["tokens"], start_at_layer=1)),
     ]
     for what, use in uses:
-        with pytest.raises(InputError, match=f"^{what} is a (tensor )?{kind}"):
+        with pytest.raises(InputError, match=f"^{what} is (a )?{kind}"):
             use()
 
 
@@ -179,6 +180,21 @@ def test_a_model_that_would_read_it_in_another_way_refuses_it(hf_class: str, opt
     other = HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class, **options), device="cpu")
     with pytest.raises(InputError, match=rf"prepared by another model \({message}\): prepare it again"):
         other(batch)
+
+
+def test_texts_are_the_tokens_of_one_tokenizer_and_one_prompt(bert: HookedEncoder) -> None:
+    other, texts = copy.copy(bert), bert.prepare(["the cat", "the dog sat"])
+    other.tokenizer = copy.deepcopy(bert.tokenizer)
+    other.tokenizer.padding_side = "left"
+    assert torch.equal(other(texts), bert(texts)), "the same tokens"
+    other.tokenizer.backend_tokenizer.normalizer = Replace("a", "o")
+    with pytest.raises(InputError, match=r"another tokenizer made its tokens: \w+ of '.*' there, .* here\): prepare it"):
+        other(texts)
+    assert torch.equal(other(bert.prepare(texts.tokens, None, texts.sequence.mask)), bert(texts))
+    other.tokenizer, other.prompt = bert.tokenizer, "query: "
+    with pytest.raises(InputError, match=r"prompt is '' there, 'query: ' here\): prepare it again"):
+        other(texts)
+    assert other(bert.prepare(("the cat", "the dog"))).shape[0] == 1, "pairs have no prompt"
 
 
 def test_models_that_are_alike_take_each_others(bert: HookedEncoder) -> None:

@@ -12,8 +12,9 @@ from encoderlens.cached_run import CachedRun, Window, as_slice
 from encoderlens.carried_rows import CarriedRows, check_size
 from encoderlens.components.heads import Head, LinearHead
 from encoderlens.components.residual import Norm, Passage, Step, WriteOfParts
+from encoderlens.components.stand_ins import check_layers
 from encoderlens.errors import AnalysisError, InputError
-from encoderlens.given import as_indices, as_tensor, dtype_name, is_whole
+from encoderlens.given import as_indices, as_tensor, dtype_name, fault_of, is_whole
 from encoderlens.hook_points import HookPoint
 from encoderlens.linearised import Carry, require_eval
 from encoderlens.names import check_word, stream_label
@@ -343,6 +344,8 @@ class ActivationCache(CachedRun):
                 head that reads a whole sequence.
         """
         _check_stack(residual_stack)
+        if residual_stack.is_meta:
+            raise InputError(f"the stack {fault_of(residual_stack)}")
         window, sequences = as_slice(pos_slice), self._sequences(batch_slice, has_batch_dim)
         head, linear = self._linear_head(tokens, incorrect_tokens, window)
         stack = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
@@ -406,7 +409,7 @@ class ActivationCache(CachedRun):
         of_positions = f" or every position {list(shape)}" if shape[1:] else ""
         needed = f"they are whole numbers for every sequence {list(shape[:1])}{of_positions} of the cache"
         listed = isinstance(tokens, list | tuple)
-        found = "a list of words or fractions, or of lists of different lengths" if listed else _kind(tokens)
+        found = "a list of words, fractions or booleans, or of lists of different lengths" if listed else _kind(tokens)
         ids = as_indices(tokens, "tokens", f"tokens are {found}; {needed}")
         rows = ids if self.has_batch_dim or ids.ndim == len(shape) else ids.unsqueeze(0)
         if rows.shape != shape[: rows.ndim]:
@@ -446,6 +449,7 @@ class ActivationCache(CachedRun):
         writers = [step.writer for step in path if isinstance(step, WriteOfParts) and step.writer.part in split]
         read = [*self._norms_to(target, mlp_input), *(writer.out_layer for writer in writers)]
         self._check_weights_of(read if norm is None else [*read, norm])
+        check_layers(self.model, [self.model.embed, *self.model.blocks[:target], *writers], self.hooked)
         stream = self._at(self.model.stream_point(target, mlp_input), window)
         return CarriedRows(
             path=path,
@@ -552,7 +556,7 @@ def _kind(tokens: Tensor | np.ndarray) -> str:
 
 def _check_stack(stack: Any) -> None:
     if not isinstance(stack, Tensor) or not stack.is_floating_point():
-        found = str(stack.dtype).removeprefix("torch.") if isinstance(stack, Tensor) else f"a {type(stack).__name__}"
+        found = dtype_name(stack) if isinstance(stack, Tensor) else f"a {type(stack).__name__}"
         raise InputError(f"the stack is {found}; it is a tensor of floating-point numbers [component batch pos d_model]")
 
 

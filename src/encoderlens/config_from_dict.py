@@ -256,7 +256,7 @@ def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, in
     d_model = values["d_model"]
     n_heads, d_head = _heads(values, d_model)
     attn_scale = values.get("attn_scale", -1.0)
-    if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
+    if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5, rel_tol=1e-6):  # a float32 will do
         raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
     return d_model, n_heads, d_head
 

@@ -246,7 +246,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         return self.frame_times(n_positions)
 
     def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
-        sizes = super().axis_sizes(name, batch)
+        sizes = super().axis_sizes(name, batch) | {"channel": self.frontend_part.channels[-1]}
         if not name.startswith("frontend.") or not isinstance(batch, AudioBatch) or batch.waves is None:
             return sizes
         n_convs = int(name.split(".")[1]) + 1

@@ -1,5 +1,6 @@
 """HookedEncoder: a BERT-style text encoder with a hook point on every activation that matters."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -239,7 +240,7 @@ class HookedEncoder(TokenLookup):
         if isinstance(input, TextBatch):
             if types is not None or mask is not None:
                 raise InputError("a prepared batch has its token types and its mask; give them to prepare()")
-            input.check_fit(fit)
+            input.check_fit(replace(fit, tokenizer=self.tokenizer, prompt=self.prompt))
             return input.at(self.cfg.device)
         if is_text(input):
             given, single = as_texts(input)
@@ -249,6 +250,7 @@ class HookedEncoder(TokenLookup):
             if cuts:
                 warn_of_cuts(tokenizer, texts, made.mask, self.max_tokens)
             tokens, encodings = made.tokens, made.encodings
+            fit = replace(fit, tokenizer=tokenizer, prompt=self.prompt if isinstance(texts[0], str) else None)
             types = made.types if types is None and self.cfg.n_token_types else types
             mask = made.mask if mask is None else mask
         else:

@@ -1,6 +1,5 @@
 """PretrainedEncoder: making hooked encoders from configurations, checkpoints and Hugging Face models, and giving these back."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,7 +85,7 @@ class PretrainedEncoder(Encoder):
         """The time of each position in seconds, of models that read waveforms."""
         return None
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As in ``torch.nn.Module``, and further:
 
         - a state dict of TransformerLens, or one that torch.compile or DataParallel has added to the names of, is recognised;
@@ -99,8 +98,10 @@ class PretrainedEncoder(Encoder):
             assign: take the tensors themselves, rather than their values.
 
         Raises:
-            WeightsError: before anything is loaded, for different tensors in the place of one, and for TransformerLens' tensors
-                that do not fit.
+            WeightsError: before anything is loaded, for what is no state dict; for names of Hugging Face, or
+                with something in front, and where no name is this model's, also without ``strict``; for
+                tensors without numbers, different tensors in the place of one, and TransformerLens'
+                tensors that do not fit.
             RuntimeError: torch's own, for names or shapes that do not fit.
         """
         shared = state_dicts.shared_names(self)
