@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
-from encoderlens.components.effective import REMEDY, effective_weights
+from encoderlens.components.effective import REMEDY, made_of_others
 from encoderlens.components.heads import owned_labels
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
@@ -26,11 +26,12 @@ from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfi
 from encoderlens.config.fields import Seed, check_value, frozen
 from encoderlens.devices import check_move, device_named
 from encoderlens.errors import InputError, TaskError, WeightsError
-from encoderlens.given import Whole, as_tensor, is_whole
+from encoderlens.given import Whole, as_tensor, dtype_name, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.hooked_root_module import Awaited
 from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, check_word, did_you_mean
+from encoderlens.not_on_encoders import NOT_ON_ENCODERS
 from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
@@ -101,13 +102,13 @@ class Encoder(WeightStacks, ABC):
         sentence_embedding: how it makes one vector of a text; None for a model that is no sentence encoder.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
-        moves: how often it was moved or cast.
         weight_names: the names of each parameter and buffer that the configuration calls for, several where modules share it.
     """
 
     ln_final: ScaledNorm | None
 
     FRONT: ClassVar[tuple[str, ...]] = ("embed", "hook_full_embed")  # what stands in front of the blocks
+    LAST_HIDDEN_IS_NORMED: ClassVar[bool] = True  # whether Hugging Face's last hidden state has passed ln_final
 
     def __init__(self, cfg: EncoderConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -118,7 +119,6 @@ class Encoder(WeightStacks, ABC):
         self._task = next(iter(self.heads), None)
         self.hf_config: dict[str, Any] = {}
         self.load_report = LoadReport()
-        self.moves = 0
         self.setup()
 
     def _make(self, cfg: EncoderConfig) -> None:
@@ -170,11 +170,9 @@ class Encoder(WeightStacks, ABC):
         seed = frozen(seed)
         if seed is not None:
             check_value("seed", seed, Seed)
-        computed = effective_weights(self)
+        computed = made_of_others(self)
         if computed:
-            raise WeightsError(
-                f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
-            )
+            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
@@ -213,6 +211,31 @@ class Encoder(WeightStacks, ABC):
         super().__setstate__(state)
         self.cfg = copy.copy(self.cfg)
         self.cfg.bind(self)
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """``cfg.use_attn_result``: whether a names filter of None includes ``attn.hook_result``."""
+        self.cfg.use_attn_result = use_attn_result
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """``cfg.use_split_qkv_input``: whether a names filter of None includes ``hook_q_input`` and its like."""
+        self.cfg.use_split_qkv_input = use_split_qkv_input
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """``cfg.use_hook_mlp_in``: whether a names filter of None includes ``hook_mlp_in``."""
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def __getattr__(self, name: str) -> Any:
+        """What a module holds; for a member of TransformerLens' language models, what to use instead.
+
+        Raises:
+            AttributeError: for anything else.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in NOT_ON_ENCODERS:
+                raise
+        raise AttributeError(f"{type(self).__name__} has no {name}: {NOT_ON_ENCODERS[name]}")
 
     # Tasks and planned runs
 
@@ -428,15 +451,18 @@ class Encoder(WeightStacks, ABC):
 
     def _bytes_of_caches(self, caching: Iterable[tuple[HookPoint, CachingHook]], batch: Batch) -> Counter[torch.device]:
         """What caching hooks will keep at these hook points, in bytes on each device."""
-        sizes, dtype, own_device = self.axis_sizes(batch), self.cfg.dtype, self.cfg.device
+        sizes, own_device, dtype = self.axis_sizes(batch), self.cfg.device, self.cfg.dtype
+        wide = torch.promote_types(dtype, torch.float32)  # in which norms compute
         known: dict[Any, int] = {}
         needed: Counter[torch.device] = Counter()
         for point, hook in caching:
-            kind = (id(hook), point.axes)
+            name = str(point.name)
+            in_norm = name.endswith((".hook_scale", ".hook_normalized"))
+            kind = (id(hook), point.axes, in_norm)
             size = known.get(kind)
             if size is None:
-                own = self.own_axis_sizes(str(point.name), batch)
-                size = hook.kept_bytes(point, sizes | own, dtype)
+                own = self.own_axis_sizes(name, batch)
+                size = hook.kept_bytes(point, sizes | own, wide if in_norm else dtype)
                 if not own:
                     known[kind] = size
             needed[own_device if hook.device is None else torch.device(hook.device)] += size
@@ -525,7 +551,7 @@ class Encoder(WeightStacks, ABC):
         """Where the stream that enters a layer passes (``n_layers``: the final one), or that at ``hook_resid_mid``."""
         blocks = self._layers()
         if layer == len(blocks):
-            return blocks[-1].out_point
+            return blocks[-1].hook_block_out
         return blocks[layer].hook_resid_mid if mlp_input else blocks[layer].hook_resid_pre
 
     def norm_in_front(self, layer: int, mlp_input: bool = False) -> ScaledNorm | None:
@@ -569,7 +595,7 @@ class Encoder(WeightStacks, ABC):
             args, print_details = args[:1], args[1]
         super().to(*map(_destination, args), **{name: _destination(value) for name, value in kwargs.items()})
         if print_details:
-            print(f"{type(self).__name__} is on {self.cfg.device} in {str(self.cfg.dtype).removeprefix('torch.')}")
+            print(f"{type(self).__name__} is on {self.cfg.device} in {dtype_name(self.cfg.dtype)}")
         return self
 
     def mps(self: AnyEncoder) -> AnyEncoder:
@@ -577,8 +603,7 @@ class Encoder(WeightStacks, ABC):
         return self.to("mps", print_details=False)
 
     def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
-        model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
-        self.moves += 1
+        model_dtype(check_move(fn, self.cfg.device).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
         super()._apply(fn, recurse)
         self.cfg.bind(self)
         return self

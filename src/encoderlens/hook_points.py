@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from encoderlens.errors import GradientError, HookNameError, HookResultError
+from encoderlens.given import dtype_name
 from encoderlens.names import block_of, check_word
 from encoderlens.run_state import EVERYWHERE, Direction, Place, RunAware, Scope
 from encoderlens.slices import Slice
@@ -378,4 +379,4 @@ def _directions(dir: Direction | Literal["both"]) -> tuple[Direction, ...]:
 
 
 def _shape_text(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)} {dtype_name(tensor)}"
