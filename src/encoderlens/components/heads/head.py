@@ -43,6 +43,10 @@ class TextContext(Batch):
         """True at mask tokens that are no padding."""
 
     @abstractmethod
+    def mask_advice(self, row: int) -> str:
+        """How to write a mask in one of the texts: the tokenizer's mask token, and what stands there in its place."""
+
+    @abstractmethod
     def decode_ids(self, ids: list[int]) -> str:
         """The text of some token ids."""
 
