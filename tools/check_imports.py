@@ -11,8 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "src" / "encoderlens"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "shapes", "names", "given", "slices", "precision", "devices", "memory", "fingerprint")
-    + ("progress", "tables"),
+    ("errors", "shapes", "names", "given", "slices", "precision", "devices", "memory", "fingerprint") + ("progress", "tables"),
     ("sequence", "batch", "tokenizing", "alignment", "run_state", "hook_points", "hooked_root_module", "factored_matrix")
     + ("config", "config_from_dict"),
     ("components",),

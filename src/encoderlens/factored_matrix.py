@@ -17,6 +17,7 @@ from encoderlens.tables import html_table
 
 LARGEST_SHOWN = 2**22  # numbers in the larger factor up to which a notebook shows singular values
 
+
 class FactoredMatrix:
     """``M = A @ B`` with a small inner dimension, multiplied out only where ``AB`` is asked for or is smaller than a factor.
 

@@ -21,7 +21,7 @@ from encoderlens.audio.processor import (
     tokenizer_in,
 )
 from encoderlens.audio.reader import AudioReader, are_frames
-from encoderlens.audio.transcripts import target_of
+from encoderlens.audio.transcripts import normalised, target_of
 from encoderlens.batch import Batch
 from encoderlens.components.heads import CTCHead
 from encoderlens.config import EncoderConfig, FrontendPart
@@ -377,9 +377,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         """The final stream of projected frames: ``forward`` with ``return_type="hidden"``."""
         return self(frames, one_zero_attention_mask)
 
-    def align(
-        self, waveform: Any, transcript: str, sampling_rate: Any = ..., *, normalise: bool = False
-    ) -> SpeechAlignment:
+    def align(self, waveform: Any, transcript: str, sampling_rate: Any = ..., *, normalise: bool = False) -> SpeechAlignment:
         """Where the characters and words of a transcript lie in a clip, by the best path of the CTC head.
 
         Args:

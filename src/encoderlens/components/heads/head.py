@@ -95,11 +95,13 @@ class Readout(ABC):
         task: what it is for.
         modules: its modules, by their names in the model.
         per_position: whether it has an output for every position, or one a sequence.
+        over_positions: whether the probabilities of each of its outputs sum to one over positions.
         layer_sum: the sum of the streams of all layers that it reads; None if it reads the final stream.
     """
 
     task: ClassVar[str]
     per_position: ClassVar[bool]
+    over_positions: ClassVar[bool] = False
     layer_sum: LayerSum | None = None
 
     def __init__(self, **modules: nn.Module) -> None:

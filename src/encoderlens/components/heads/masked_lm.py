@@ -93,8 +93,7 @@ class MaskedLMHead(TokenOutputs[TextContext]):
         without = (~batch.masks.any(dim=1)).nonzero().flatten().tolist()
         if without:
             raise InputError(
-                f"there is no mask token to predict in sequence {', '.join(map(str, without))}: "
-                f"{batch.mask_advice(without[0])}"
+                f"there is no mask token to predict in sequence {', '.join(map(str, without))}: {batch.mask_advice(without[0])}"
             )
 
     def decode(self, logits: Tensor, batch: TextContext) -> list[list[str]]:

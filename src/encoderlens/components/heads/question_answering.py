@@ -19,6 +19,7 @@ class QuestionAnsweringHead(NamedOutputs[TextContext]):
 
     task = "question_answering"
     per_position = True
+    over_positions = True
     labels = ("start", "end")
 
     def __init__(self, dropout: float, pre_classifier: PreClassifier | None, d_model: int) -> None:
