@@ -129,7 +129,9 @@ def check_word(what: str, value: Any, known: Collection[Any], error: type[Encode
         if value is word or (isinstance(value, str) and value == word):
             return
     shown = [repr(word) for word in known]
-    choice = f"{', '.join(shown[:-1])} or {shown[-1]}" if len(shown) < 4 else f"one of {', '.join(shown)}"
+    choice = f"one of {', '.join(shown)}"
+    if len(shown) < 4:
+        choice = " or ".join([", ".join(shown[:-1]), shown[-1]][len(shown) == 1 :])
     raise error(f"{what}={short_repr(value)} is unknown; it is {choice}{did_you_mean(value, known)}")
 
 

@@ -38,7 +38,7 @@ def demo_of_clip(encoder: HookedAudioEncoder, name: str, path: str) -> Demo:
     reading = read(encoder, batch)
     sections = {"How much each layer changes the stream": layer_changes(encoder, cache)}
     transcript = None
-    if encoder.task is not None:
+    if reading.position is not None:  # a class stands among the outputs below
         transcript = _prediction(encoder, batch)
         sections["What it predicts"] = Text(transcript or "(only blanks)")
     sections |= head_sections(encoder, batch, reading)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from encoderlens.activation_cache import ActivationCache
 from encoderlens.analysis import direct_logit_attribution, logit_lens
@@ -56,7 +57,10 @@ def head_sections(encoder: PretrainedEncoder, value: Any, reading: Reading) -> d
     placed = any(choice.where for choice in reading.choices)
     columns = ("at", "output", reading.measure)
     at = None if reading.position is None else [reading.position]
-    return {
+    answer = {}
+    if head.over_positions:
+        answer["What the model answers"] = Text(str(encoder(value, return_type="predictions")))
+    return answer | {
         "What the model says": table_of(columns if placed else columns[1:], rows if placed else [row[1:] for row in rows]),
         "What it would say after each layer and sublayer, through its own head": logit_lens(encoder, value, at, TOP),
         f"Which heads, MLPs and biases decide {name!r}": direct_logit_attribution(

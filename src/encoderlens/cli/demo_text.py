@@ -31,7 +31,7 @@ SAMPLES = {
     "masked_lm": SENTENCES,
     "next_sentence": (("She opened the door.", "Then she walked into the room."),),
     "sentence_order": (("She opened the door.", "Then she walked into the room."),),
-    "question_answering": (("Where does Anna live?", "My friend Anna lives in Paris with her two sons."),),
+    "question_answering": (("Where is Anna?", "Anna lives in Paris."),),
     "token_classification": ("My friend Anna lives in Paris and works for the bank.",),
     "replaced_token_detection": ("The cook put the soup into the violin and stirred it.",),
     "sequence_classification": ("I have never seen a film as good as this one.",),

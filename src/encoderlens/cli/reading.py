@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from encoderlens.analysis import LogitLens, logit_lens
 from encoderlens.audio import AudioBatch
-from encoderlens.components.heads import Head, NamedOutputs
-from encoderlens.hooked_encoder import HookedEncoder
+from encoderlens.components.heads import Head, NamedOutputs, TextContext
 from encoderlens.pretrained_encoder import PretrainedEncoder
 from encoderlens.tokenizing import special_ids
 
@@ -86,17 +87,20 @@ def _at_positions(lens: LogitLens, positions: list[int]) -> Reading:
 def _of_named_outputs(model: PretrainedEncoder, head: NamedOutputs[Any], value: Any) -> Reading:
     """Of a head that names its outputs at every position: where each is most probable, special tokens aside."""
     lens = logit_lens(model, value, top_k=len(head.labels))
-    ids, values, places = lens.ids[-1].tolist(), lens.values[-1].tolist(), lens.labels["pos"]
-    allowed = _allowed(model, value, head, len(ids))
-    found = [dict(zip(ids[at], values[at], strict=True)) for at in range(len(ids))]
-    best = {output: max(allowed, key=lambda at: found[at][output]) for output in found[0]}
+    logits = model(value, return_type="logits")[0]
+    allowed = _allowed(model, head, value)
+    places = dict(enumerate(head.best_positions(logits, allowed)))
+    ids, values, names = lens.ids[-1].tolist(), lens.values[-1].tolist(), lens.labels["pos"]
     if head.over_positions:
-        choices = tuple(Choice(places[at], ((lens.names[output], found[at][output]),)) for output, at in sorted(best.items()))
-        first = min(best)
-        return Reading(choices, tuple(sorted(set(best.values()))), first, best[first], best)
-    chosen = _most_telling(ids, values, allowed)
-    choices = tuple(_choice(places[at], lens, ids[at][:1], values[at][:1]) for at in allowed)
-    return Reading(choices, (chosen,), ids[chosen][0], chosen, best)
+        choices = tuple(
+            Choice(names[at], ((head.labels[output], values[at][ids[at].index(output)]),))
+            for output, at in places.items()
+        )
+        return Reading(choices, tuple(sorted(set(places.values()))), 0, places[0], places)
+    at_text = allowed.nonzero().flatten().tolist()
+    chosen = _most_telling(ids, values, at_text)
+    choices = tuple(_choice(names[at], lens, ids[at][:1], values[at][:1]) for at in at_text)
+    return Reading(choices, (chosen,), ids[chosen][0], chosen, places)
 
 
 def _most_telling(ids: list[list[int]], values: list[list[float]], allowed: list[int]) -> int:
@@ -106,16 +110,17 @@ def _most_telling(ids: list[list[int]], values: list[list[float]], allowed: list
     return max(unusual or allowed, key=lambda at: values[at][0])
 
 
-def _allowed(model: PretrainedEncoder, value: Any, head: Head, n_positions: int) -> list[int]:
-    """Positions of the text itself; of heads that choose positions, those that may be chosen; all if there are none."""
+def _allowed(model: PretrainedEncoder, head: Head, value: Any) -> Bool[Tensor, " pos"]:
+    """True at positions of the text itself; of a head that chooses positions, at those that it may choose."""
     batch = model.prepare(value)
-    if head.over_positions and isinstance(model, HookedEncoder):
-        return model.prepare(value).answerable(0).nonzero().flatten().tolist()
+    if head.over_positions and isinstance(batch, TextContext):
+        return batch.answerable(0)
+    everywhere = torch.ones(batch.sequence.pos, dtype=torch.bool, device=batch.device)
     if batch.token_ids is None or model.tokenizer is None:
-        return list(range(n_positions))
-    special = special_ids(model.tokenizer)
-    tokens = batch.token_ids[0].tolist()
-    return [at for at, token in enumerate(tokens) if token not in special] or list(range(n_positions))
+        return everywhere
+    special = torch.tensor(sorted(special_ids(model.tokenizer)), device=batch.device)
+    inside = ~torch.isin(batch.token_ids[0], special)
+    return inside if bool(inside.any()) else everywhere
 
 
 def _telling_positions(model: PretrainedEncoder, head: Head, value: Any) -> list[int]:

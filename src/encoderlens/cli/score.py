@@ -130,7 +130,7 @@ def _unreadable(encoder: HookedEncoder, numbered: Numbered, method: Method) -> t
             except WordsUnknownError:
                 return {}, False
             except InputError as error:
-                found.setdefault(number, str(error))
+                found.setdefault(number, str(error).replace("text 0 ", "it ", 1))
     return found, True
 
 
