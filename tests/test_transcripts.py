@@ -171,3 +171,10 @@ def test_a_character_that_a_tokenizer_lacks_is_named_also_without_an_unknown_sym
 def test_a_transcript_without_a_word_is_refused(transcript: Any) -> None:
     with pytest.raises(InputError, match=r"the transcript is .*; give what is said in the clip"):
         target_of(ctc_tokenizer(), transcript, 32)
+
+
+def test_a_normalised_transcript_has_the_tokenizers_case_and_punctuation() -> None:
+    tokenizer = SimpleNamespace(get_vocab=lambda: dict.fromkeys("ABEINOT'", 0))
+    assert normalised(tokenizer, "  It isn\u2019t \u201cBe-A\u201d\u2014no, 7! ") == "IT ISN'T BE A NO 7".replace("S", "s")
+    lower = SimpleNamespace(get_vocab=lambda: dict.fromkeys("abo.", 0))
+    assert normalised(lower, "A Bob. A?") == "a bob. a"
