@@ -66,7 +66,7 @@ def demo_of_text(encoder: HookedEncoder, name: str, given: str | None, pair: str
     sections = head_sections(encoder, value, reading)
     if not sections:
         sections = {"How much each layer changes the stream": layer_changes(encoder, cache)}
-    tokens = encoder.tokens_to_str(value)
+    tokens = encoder.to_str_tokens(value)
     look = reading.position or 0
     sections[f"Where its heads look from {tokens[look]!r}, sharpest first"] = _attention(encoder, cache, tokens, look)
     texts = value if isinstance(value, tuple) else (value,)

@@ -37,7 +37,7 @@ def text_items(model: HookedEncoder, texts: list[Any]) -> list[Item]:
     """
     # Texts that a sentence encoder cuts are named in the log.
     model.to_tokens(texts, truncate=model.sentence_embedding is not None)
-    tokens = model.tokens_to_str(texts)
+    tokens = model.to_str_tokens(texts)
     return [Item(repr(text), text, {"text": text, "tokens": pieces}) for text, pieces in zip(texts, tokens, strict=True)]
 
 

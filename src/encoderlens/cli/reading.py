@@ -93,8 +93,7 @@ def _of_named_outputs(model: PretrainedEncoder, head: NamedOutputs[Any], value: 
     ids, values, names = lens.ids[-1].tolist(), lens.values[-1].tolist(), lens.labels["pos"]
     if head.over_positions:
         choices = tuple(
-            Choice(names[at], ((head.labels[output], values[at][ids[at].index(output)]),))
-            for output, at in places.items()
+            Choice(names[at], ((head.labels[output], values[at][ids[at].index(output)]),)) for output, at in places.items()
         )
         return Reading(choices, tuple(sorted(set(places.values()))), 0, places[0], places)
     at_text = allowed.nonzero().flatten().tolist()

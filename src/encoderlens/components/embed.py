@@ -159,8 +159,13 @@ class Embed(nn.Module):
         self.projection = Linear(d_embed, d_model, bias=not projects_first) if projected else None
 
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], token_type_ids: Int[Tensor, "batch pos"] | None, sequence: Sequence
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        token_type_ids: Int[Tensor, "batch pos"] | None = None,
+        sequence: Sequence | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
+        """Token types are 0 if they are left out. Without a sequence, every position is real."""
+        sequence = Sequence.of(tokens) if sequence is None else sequence
         total = self.hook_embed(self.words(tokens, sequence))
         if self.token_type_embed is not None:
             total = total + self.hook_token_type_embed(self.token_type_embed(token_type_ids, sequence))

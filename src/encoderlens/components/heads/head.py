@@ -183,9 +183,7 @@ class Head(Readout, Generic[BatchKind]):
         """
         raise InputError(f"the {self.task} head has logits for every position: say which with position=")
 
-    def best_positions(
-        self, logits: Float[Tensor, "pos output"], allowed: Bool[Tensor, " pos"]
-    ) -> list[int]:
+    def best_positions(self, logits: Float[Tensor, "pos output"], allowed: Bool[Tensor, " pos"]) -> list[int]:
         """Of each output, the position of one sequence, out of those allowed, at which its logit is largest."""
         return logits.float().masked_fill(~allowed[:, None], -torch.inf).argmax(0).tolist()
 

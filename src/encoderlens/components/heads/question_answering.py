@@ -44,9 +44,7 @@ class QuestionAnsweringHead(NamedOutputs[TextContext]):
     def decode(self, logits: Tensor, batch: TextContext) -> list[str]:
         return [batch.span_text(row, *_best_span(logits[row], batch.answerable(row))) for row in range(len(logits))]
 
-    def best_positions(
-        self, logits: Float[Tensor, "pos output"], allowed: Bool[Tensor, " pos"]
-    ) -> list[int]:
+    def best_positions(self, logits: Float[Tensor, "pos output"], allowed: Bool[Tensor, " pos"]) -> list[int]:
         """The start and the end of the best answer."""
         return list(_best_span(logits, allowed))
 
