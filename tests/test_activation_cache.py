@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from encoderlens import ActivationCache
+from encoderlens import ActivationCache, HookedEncoder
 from encoderlens.errors import HookNameError
 from tests.tiny import tiny_batch
 
@@ -116,3 +116,11 @@ def test_repr(bert, cache):
     assert repr(cache).endswith(", …")
     few = ActivationCache({"a": torch.ones(1)}, bert)
     assert repr(few) == "ActivationCache with 1 activations: a"
+
+
+def test_notebooks_show_a_row_for_each_activation_of_all_layers() -> None:
+    model = HookedEncoder.from_pretrained("encoderlens/tiny-bert", device="cpu")
+    _, cache = model.run_with_cache("a [MASK]")
+    shown = cache._repr_html_()
+    assert "<td>blocks.{l}.attn.hook_q</td><td>[1, 4, 2, 64] float32</td><td>0, 1, 2, 3</td>" in shown
+    assert "<td>embed.hook_embed</td><td>[1, 4, 128] float32</td><td></td>" in shown

@@ -21,7 +21,7 @@ from encoderlens.audio.processor import (
     tokenizer_in,
 )
 from encoderlens.audio.reader import AudioReader, are_frames
-from encoderlens.audio.transcripts import target_of
+from encoderlens.audio.transcripts import normalised, target_of
 from encoderlens.batch import Batch
 from encoderlens.components.heads import CTCHead
 from encoderlens.config import AnyConfig, EncoderConfig, FrontendPart, ModelConfig, fields_of
@@ -384,7 +384,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         """The final stream of projected frames: ``forward`` with ``return_type="hidden"``."""
         return self(frames, one_zero_attention_mask)
 
-    def align(self, waveform: Any, transcript: str, sampling_rate: Any = ...) -> SpeechAlignment:
+    def align(self, waveform: Any, transcript: str, sampling_rate: Any = ..., *, normalise: bool = False) -> SpeechAlignment:
         """Where the characters and words of a transcript lie in a clip, by the best path of the CTC head.
 
         Args:
@@ -392,6 +392,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             transcript: what is said in it, in symbols of the tokenizer: words between spaces; or of a tokenizer of phonemes,
                 these between spaces, and words between its delimiter ("|").
             sampling_rate: of the waveform, in Hz; as for ``forward``.
+            normalise: put the transcript in the case of the tokenizer's characters, and leave out punctuation that it lacks.
 
         Raises:
             TaskError: for a model without a CTC head.
@@ -403,7 +404,9 @@ class HookedAudioEncoder(PretrainedEncoder):
             raise TaskError(f"align needs a CTC head; the heads of {self.cfg.model_name}: {self.head_names()}")
         require_eval(self)
         head = cast(CTCHead, self.heads["ctc"])
-        target = target_of(require_ctc_tokenizer(self.tokenizer, head.blank), transcript, head.n_outputs)
+        tokenizer = require_ctc_tokenizer(self.tokenizer, head.blank)
+        said = normalised(tokenizer, transcript) if normalise and isinstance(transcript, str) else transcript
+        target = target_of(tokenizer, said, head.n_outputs)
         batch = self.prepare(waveform, None, sampling_rate)
         if batch.sequence.batch != 1 or batch.waves is None:
             raise InputError("align takes one waveform at a time")

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -21,6 +22,8 @@ from encoderlens.tokenizer_files import TOKENIZER_FILES
 from encoderlens.tokenizing import same_tokenizer, special_ids, tokenized
 
 log = logging.getLogger("encoderlens")
+
+MASK_SPELLINGS = re.compile(r"(?i:[\[<({]mask[\])>}])|_{3,}|\bMASK\b")  # of some tokenizer, or a person
 
 Text = str | tuple[str, str]
 TextInput = Text | list[str] | list[tuple[str, str]]
@@ -160,6 +163,14 @@ class TextBatch(TextContext):
     def masks(self) -> Bool[Tensor, "batch pos"]:
         masks = self.tokens == self.mask_token_id
         return masks if self.sequence.mask is None else masks & self.sequence.mask
+
+    def mask_advice(self, row: int) -> str:
+        mask = require_tokenizer(self.tokenizer, "predictions").mask_token
+        texts = () if self.texts is None else _parts(self.texts[row])
+        found = [spelling for text in texts for spelling in MASK_SPELLINGS.findall(text) if spelling != mask]
+        if found:
+            return f"this tokenizer's mask token is {mask}, not {found[0]}: write {mask}"
+        return f"put {mask} where a word is wanted"
 
     def decode_ids(self, ids: list[int]) -> str:
         return require_tokenizer(self.tokenizer, "predictions").decode(ids).strip()

@@ -1,6 +1,7 @@
 """Direct logit attribution: what each component adds to a logit of its own accord."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,18 +27,29 @@ class DirectLogitAttribution(AdditiveResult):
         target: what the logit stands for, for each example.
         baseline: what the subtracted logit stands for, for each example; None without one.
         positions: the position of the logit in each example; None for a head with one row a sequence.
+        tokens: the number and token (or time) of each of these positions, as ``"4 [MASK]"``; None as above.
     """
 
     task: str
     target: tuple[str, ...]
     baseline: tuple[str, ...] | None
     positions: tuple[int, ...] | None
+    tokens: tuple[str, ...] | None
 
     @property
     def title(self) -> str:
         kinds = {"": self.target, " minus ": self.baseline or ()}
         named = [f"{word}{names[0] if len(set(names)) == 1 else 'of each example'}" for word, names in kinds.items() if names]
-        return f"Direct logit attribution: {''.join(named)}"
+        where = "" if self.tokens is None or len(self.tokens) > 1 else f" at {self.tokens[0]}"
+        return f"Direct logit attribution: {''.join(named)}{where}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """As ``Result.columns``, with the token whose logit it is as ``position``, where the head has one for each."""
+        columns = super().columns()
+        value = columns.pop("value")
+        if self.tokens is not None:
+            columns["position"] = list(self.tokens) * len(self.labels[COMPONENT])
+        return columns | {"value": value}
 
 
 @torch.inference_mode(False)  # which gradients need
@@ -87,7 +99,7 @@ def direct_logit_attribution(
     at = _positions(head, examples, position)
     split = ("H", "N") if neurons else ("H",)
     parts = []
-    for chosen, batch in examples.batches():
+    for chosen, batch in examples.batches("direct logit attribution"):
         here = None if at is None else at[chosen]
         scored = [torch.tensor(these[chosen], device=model.cfg.device) for these in indices.values()]
         parts.append(direct_rows(model, head, lambda b=batch, h=here, s=scored: _score(model, b, h, s), split))
@@ -105,6 +117,7 @@ def direct_logit_attribution(
         target=names["target"],
         baseline=names.get("baseline"),
         positions=None if at is None else tuple(at.flatten().tolist()),
+        tokens=None if at is None else tuple(chain.from_iterable(examples.position_names(at.tolist()))),
     )
 
 

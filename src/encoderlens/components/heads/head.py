@@ -43,6 +43,10 @@ class TextContext(Batch):
         """True at mask tokens that are no padding."""
 
     @abstractmethod
+    def mask_advice(self, row: int) -> str:
+        """How to write a mask in one of the texts: the tokenizer's mask token, and what stands there in its place."""
+
+    @abstractmethod
     def decode_ids(self, ids: list[int]) -> str:
         """The text of some token ids."""
 
@@ -91,11 +95,13 @@ class Readout(ABC):
         task: what it is for.
         modules: its modules, by their names in the model.
         per_position: whether it has an output for every position, or one a sequence.
+        over_positions: whether the probabilities of each of its outputs sum to one over positions.
         layer_sum: the sum of the streams of all layers that it reads; None if it reads the final stream.
     """
 
     task: ClassVar[str]
     per_position: ClassVar[bool]
+    over_positions: ClassVar[bool] = False
     layer_sum: LayerSum | None = None
 
     def __init__(self, **modules: nn.Module) -> None:
@@ -176,6 +182,10 @@ class Head(Readout, Generic[BatchKind]):
             InputError: if there is no such position, or more than one.
         """
         raise InputError(f"the {self.task} head has logits for every position: say which with position=")
+
+    def best_positions(self, logits: Float[Tensor, "pos output"], allowed: Bool[Tensor, " pos"]) -> list[int]:
+        """Of each output, the position of one sequence, out of those allowed, at which its logit is largest."""
+        return logits.float().masked_fill(~allowed[:, None], -torch.inf).argmax(0).tolist()
 
     def probabilities(
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, at: Int[Tensor, "batch k"] | None = None
