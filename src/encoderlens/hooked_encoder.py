@@ -290,8 +290,8 @@ class HookedEncoder(PretrainedEncoder):
             stop_at_layer: return the stream that enters this layer.
 
         Returns:
-            As ``return_type`` says; logits are [batch pos d_vocab], [batch pos label], [batch label], [batch 2] or, for
-            question answering, [batch pos 2] (start, end).
+            As ``return_type`` says; logits are [batch pos d_vocab], [batch pos label], [batch label], [batch 2],
+            for question answering [batch pos 2] (start, end), or for replaced tokens [batch pos].
 
         Raises:
             InputError, TaskError, TokenizerMissingError, HookUnreachableError: before anything runs.

@@ -47,7 +47,7 @@ def hf_logits(output: Any) -> torch.Tensor:
         return torch.stack([output.start_logits, output.end_logits], -1)
     if "prediction_logits" in output:
         return output.prediction_logits
-    return output.logits.unsqueeze(-1) if "Electra" in type(output).__name__ else output.logits  # one logit for each token
+    return output.logits
 
 
 def test_forward(twins: Any) -> None:
