@@ -28,10 +28,12 @@ from encoderlens.config import EncoderConfig, FrontendPart
 from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
 from encoderlens.errors import InputError, TaskError
 from encoderlens.given import Whole, as_indices, is_whole
+from encoderlens.hub import Hub
 from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
+from encoderlens.switches import check_switches
 
 MOST_FRAMES = 10**8  # what is beyond is no number of frames of a clip
 LONGEST = 1e9  # in seconds
@@ -90,6 +92,10 @@ class HookedAudioEncoder(PretrainedEncoder):
         task: str | None = None,
         revision: str | None = None,
         torch_dtype: torch.dtype | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **switches: Any,
     ) -> "HookedAudioEncoder":
         """Load a checkpoint, in eval mode, with every known head whose weights it holds.
 
@@ -105,19 +111,26 @@ class HookedAudioEncoder(PretrainedEncoder):
             task: the head that ``return_type="logits"`` runs; "encoder" loads just the encoder, also of a class that is not
                 supported, and lists what it left in ``load_report.left``.
             revision: branch, tag or commit on the hub.
+            token, cache_dir, local_files_only: of the hub client, for weights and processor: an access token, another folder
+                for the cache, and to look in the cache only.
+            switches: those of TransformerLens that process weights (``fold_ln``, …), all of them off.
 
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
+            TypeError: for an argument that is unknown.
         """
+        check_switches(cls.from_pretrained, switches)
+        hub = Hub(revision, token, cache_dir, local_files_only)
+        hub.check()
         place = place_of(device, move_to_device)
         wanted = dtype_of(torch_dtype, dtype)
-        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
+        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, hub, task)
         loading.check_modality(checkpoint.family.modality, "audio", checkpoint.where)
         encoder = conversion.read_config(checkpoint)
         if processor is None:
             name = None if model_name is None else str(model_name)
             default = default_processor(cast(FrontendPart, encoder.frontend))
-            processor = loading.processor_of(checkpoint, name, revision, default)
+            processor = loading.processor_of(checkpoint, name, hub, default)
         model = cls(encoder, processor=processor, device=place, dtype=wanted, init_weights=False)
         conversion.fill(model, checkpoint)
         return model.eval()

@@ -1,5 +1,6 @@
 """HookedEncoder: a BERT-style text encoder with a hook point on every activation that matters."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,11 @@ from encoderlens.config_from_dict import ModelRequest, request_from_dict
 from encoderlens.encoder import ReturnType
 from encoderlens.errors import InputError, TaskError, WeightsError
 from encoderlens.given import Whole, as_tensor, check_text, described
+from encoderlens.hub import Hub
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
 from encoderlens.sequence import Sequence, check_positions
 from encoderlens.shapes import Resid
+from encoderlens.switches import check_switches
 from encoderlens.text_input import (
     TextBatch,
     TextFit,
@@ -121,6 +124,10 @@ class HookedEncoder(PretrainedEncoder):
         revision: str | None = None,
         torch_dtype: torch.dtype | None = None,
         n_ctx: Whole | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **switches: Any,
     ) -> "HookedEncoder":
         """Load a checkpoint, in eval mode, with every known head whose weights it holds.
 
@@ -139,20 +146,27 @@ class HookedEncoder(PretrainedEncoder):
             revision: branch, tag or commit on the hub.
             n_ctx: keep only so many positions; of a model without a table of positions (rotary or relative ones), also more
                 than it was trained on.
+            token, cache_dir, local_files_only: of the hub client, for weights and tokenizer: an access token, another folder
+                for the cache, and to look in the cache only.
+            switches: those of TransformerLens that process weights (``fold_ln``, ``center_unembed``, …), all of them off.
 
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
+            TypeError: for an argument that is unknown.
         """
+        check_switches(cls.from_pretrained, switches)
+        hub = Hub(revision, token, cache_dir, local_files_only)
+        hub.check()
         place = place_of(device, move_to_device)
         wanted = dtype_of(torch_dtype, dtype)
-        tokenizer = loading.tokenizer_given(tokenizer)
-        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
+        tokenizer = loading.tokenizer_given(tokenizer, replace(hub, revision=None))
+        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, hub, task)
         loading.check_modality(checkpoint.family.modality, "text", checkpoint.where)
         encoder = conversion.read_config(checkpoint, n_ctx)
         model = cls(encoder, device=place, dtype=wanted, init_weights=False)
         conversion.fill(model, checkpoint, crop=n_ctx is not None)
         name = None if model_name is None else str(model_name)
-        tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
+        tokenizer = loading.tokenizer_of(checkpoint, name, hub) if tokenizer is None else tokenizer
         lowercases = encoder.sentence is not None and encoder.sentence.lowercases and tokenizer is not None
         model.tokenizer = lower_casing(tokenizer) if lowercases else tokenizer
         return model.eval()

@@ -16,6 +16,7 @@ from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, 
 from encoderlens.families import REGISTRY, family_of
 from encoderlens.families.family import NOT_HEADS, ConfigReader, Family
 from encoderlens.given import described
+from encoderlens.hub import Hub
 from encoderlens.names import did_you_mean
 from encoderlens.sentence_folder import (
     MODULES,
@@ -45,6 +46,7 @@ EMBEDDED_PREFIX = "encoderlens/"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_EXTRAS = (*PROCESSOR_FILES, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ENCODER_TASK = "encoder"
+ANY_HUB = Hub()  # the default branch, through the hub client's own cache
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,7 @@ def embedded_names() -> list[str]:
     return sorted(f"{EMBEDDED_PREFIX}{entry.name}" for entry in root.iterdir() if (entry / "config.json").is_file())
 
 
-def open_checkpoint(
-    model_name: str | None, *, hf_model: Any = None, revision: str | None = None, task: Any = None
-) -> Checkpoint:
+def open_checkpoint(model_name: str | None, *, hf_model: Any = None, hub: Hub = ANY_HUB, task: Any = None) -> Checkpoint:
     """Open a checkpoint by name, or a Hugging Face model in memory.
 
     Raises:
@@ -114,7 +114,7 @@ def open_checkpoint(
         return _from_hf_model(hf_model, model_name, task)
     if not model_name:
         raise CheckpointNotFoundError("give a model: a folder, a hub id, an embedded name, or hf_model=")
-    folder = find_folder(model_name, revision)
+    folder = find_folder(model_name, hub)
     sentence = None if task == ENCODER_TASK else read_sentence_folder(folder)
     folder = transformer_folder(folder)
     where = str(folder / "config.json")
@@ -312,7 +312,7 @@ def _task_of(task: str | None, tasks: tuple[str, ...], parts: frozenset[str], wh
     return task
 
 
-def find_folder(model_name: str, revision: str | None = None, *, tokenizer_only: bool = False) -> Path:
+def find_folder(model_name: str, hub: Hub = ANY_HUB, *, tokenizer_only: bool = False) -> Path:
     """The local folder of a name: an embedded checkpoint, a folder, or a hub id (fetched if it is not cached yet).
 
     Args:
@@ -334,27 +334,20 @@ def find_folder(model_name: str, revision: str | None = None, *, tokenizer_only:
         raise CheckpointNotFoundError(f"{folder} is a file; give the folder of the checkpoint")
     if model_name.count("/") > 1 or model_name.startswith((".", "/", "~")):
         raise CheckpointNotFoundError(f"there is no folder {model_name!r}")
-    return _fetch(model_name, revision, tokenizer_only)
+    return _fetch(model_name, hub, tokenizer_only)
 
 
-def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
+def _fetch(repo: str, hub: Hub, tokenizer_only: bool) -> Path:
     """A hub repository's configuration, weights and tokenizer, those of all its modules included, or the tokenizer alone,
     through the hub's cache.
+
+    Raises:
+        CheckpointNotFoundError: if neither the cache nor the hub has the repository.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    hub = hub.connected()
 
     def fetch(name: str, folder: str = "") -> Path | None:
-        try:
-            return Path(hf_hub_download(repo, f"{folder}/{name}" if folder else name, revision=revision))
-        except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
-            return None
+        return hub.file(repo, f"{folder}/{name}" if folder else name)
 
     def fetch_weights(folder: str) -> None:
         weights = next((path for name in WEIGHT_FILES if (path := fetch(name, folder)) is not None), None)
@@ -363,15 +356,9 @@ def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
                 fetch(shard, folder)
 
     needed = (*TOKENIZER_FILES, *PROCESSOR_FILES) if tokenizer_only else ("config.json", MODULES)
-    try:
-        found = next((path for path in map(fetch, needed) if path is not None), None)
-    except (HFValidationError, HfHubHTTPError) as error:
-        raise CheckpointNotFoundError(f"{repo!r} is neither a folder nor a hub id that can be read: {error}") from error
+    found = next((path for path in map(fetch, needed) if path is not None), None)
     if found is None:
-        raise CheckpointNotFoundError(
-            f"{repo!r} is not a folder, and its {needed[0]} is neither in the hub cache nor to be fetched: check the name"
-            f"{f' and revision {revision!r}' if revision else ''}, go online once, or give a local folder"
-        )
+        raise hub.not_found(repo, needed[0])
     modules = None if tokenizer_only else fetch(MODULES)
     transformer, *others = [""] if modules is None else module_folders(modules)
     extras = () if modules is None else TRANSFORMER_FILES
@@ -387,14 +374,14 @@ def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
     return found.parent
 
 
-def tokenizer_of(checkpoint: Checkpoint, model_name: str | None, revision: str | None) -> Any | None:
+def tokenizer_of(checkpoint: Checkpoint, model_name: str | None, hub: Hub) -> Any | None:
     """The tokenizer of a checkpoint's folder; of a model in memory, that of the name given with it. None without either."""
     if checkpoint.folder is None and model_name is not None:
-        return load_tokenizer(find_folder(model_name, revision, tokenizer_only=True))
+        return load_tokenizer(find_folder(model_name, hub, tokenizer_only=True))
     return load_tokenizer(checkpoint.folder)
 
 
-def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str | None, default: Any) -> Any:
+def processor_of(checkpoint: Checkpoint, model_name: str | None, hub: Hub, default: Any) -> Any:
     """The processor of a checkpoint's folder: a feature extractor, with the tokenizer if there is one; of a model in memory,
     that of the name given with it.
 
@@ -406,7 +393,7 @@ def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str |
     """
     folder = checkpoint.folder
     if folder is None and model_name is not None:
-        folder = find_folder(model_name, revision, tokenizer_only=True)
+        folder = find_folder(model_name, hub, tokenizer_only=True)
     extractor, tokenizer = _load_extractor(folder, default), load_tokenizer(folder)
     if tokenizer is None:
         return extractor
@@ -426,20 +413,20 @@ def _load_extractor(folder: Path | None, default: Any) -> Any:
         raise ConfigError(f"the processor files in {folder} cannot be read: {_one_line(error)}") from error
 
 
-def tokenizer_named(name: str | Path) -> Any:
+def tokenizer_named(name: str | Path, hub: Hub = ANY_HUB) -> Any:
     """The tokenizer of a folder, hub id or embedded name.
 
     Raises:
         CheckpointNotFoundError: if it has no tokenizer files.
         ConfigError: for files that cannot be read.
     """
-    folder = find_folder(str(name), tokenizer_only=True)
+    folder = find_folder(str(name), hub, tokenizer_only=True)
     if not has_tokenizer(folder):
         raise CheckpointNotFoundError(f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
     return read_tokenizer(folder)
 
 
-def tokenizer_given(tokenizer: Any) -> Any:
+def tokenizer_given(tokenizer: Any, hub: Hub = ANY_HUB) -> Any:
     """A tokenizer as it is, and for the name of one (a folder, hub id or embedded name) that tokenizer; None for None.
 
     Raises:
@@ -447,7 +434,7 @@ def tokenizer_given(tokenizer: Any) -> Any:
         CheckpointNotFoundError: for a name that leads to none.
     """
     if isinstance(tokenizer, str | Path):
-        return tokenizer_named(tokenizer)
+        return tokenizer_named(tokenizer, hub)
     if tokenizer is not None and not callable(tokenizer):
         raise ConfigError(f"tokenizer is {described(tokenizer)}; give a Hugging Face tokenizer, or the folder or name of one")
     return tokenizer
@@ -472,13 +459,13 @@ def _config_class(model_type: str) -> Any:
     return CONFIG_MAPPING[model_type]
 
 
-def modality_of(model_name: str, revision: str | None = None) -> str:
+def modality_of(model_name: str) -> str:
     """What a checkpoint reads: "text" or "audio".
 
     Raises:
         CheckpointNotFoundError, UnknownArchitectureError: as ``open_checkpoint``.
     """
-    path = transformer_folder(find_folder(model_name, revision)) / "config.json"
+    path = transformer_folder(find_folder(model_name)) / "config.json"
     return family_of(_read_json(path).get("model_type"), str(path)).modality
 
 
