@@ -1,5 +1,6 @@
 """What a caller gives: whole numbers, tensors and text, checked before anything reads them, and made one's own."""
 
+from collections.abc import Collection, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from encoderlens.errors import EncoderLensError, InputError
+from encoderlens.names import did_you_mean
 
 Whole = int | np.integer
 
@@ -117,6 +119,33 @@ def holds_integers(value: Tensor) -> bool:
 
 def dtype_name(value: Tensor | np.ndarray) -> str:
     return str(value.dtype).removeprefix("torch.")
+
+
+def check_once(*given: str) -> None:
+    """Refuse something that is given more than once.
+
+    Args:
+        given: the names that it goes by, of those that were given.
+
+    Raises:
+        InputError: for more than one.
+    """
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are both given; give one of them")
+
+
+def check_keys(given: Mapping[Any, Any], known: Collection[str]) -> None:
+    """Refuse an input by names of Hugging Face that holds other names, or none of them.
+
+    Raises:
+        InputError: with the names.
+    """
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"the dictionary has {name!r}, which the model does not read; it reads {', '.join(known)}"
+                f"{did_you_mean(name, known)}"
+            )
 
 
 def check_text(text: str, what: str, error: type[EncoderLensError] = InputError) -> None:

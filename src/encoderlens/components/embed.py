@@ -80,7 +80,7 @@ class AbsolutePositions(Component):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_ctx, d_embed))
 
-    def forward(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+    def forward(self, tokens: Int[Tensor, "batch pos"] | None, sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
         return sequence.position_rows(self.weight)
 
 
@@ -101,7 +101,9 @@ class PaddedPositions(Component):
         self.pad, self.skipped = pad, pad + 1
         self.weight = nn.Parameter(torch.empty(n_ctx + self.skipped, d_embed))
 
-    def forward(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+    def forward(self, tokens: Int[Tensor, "batch pos"] | None, sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+        if tokens is None:  # then every position counts, as in Hugging Face
+            return sequence.position_rows(self.weight[self.skipped :])
         real = tokens != self.pad
         return F.embedding(self.pad + real.cumsum(1) * real, self.weight, self.pad)
 
@@ -159,9 +161,18 @@ class Embed(nn.Module):
         self.projection = Linear(d_embed, d_model, bias=not projects_first) if projected else None
 
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], token_type_ids: Int[Tensor, "batch pos"] | None, sequence: Sequence
+        self,
+        tokens: Int[Tensor, "batch pos"] | None,
+        token_type_ids: Int[Tensor, "batch pos"] | None,
+        sequence: Sequence,
+        vectors: Float[Tensor, "batch pos d_embed"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        total = self.hook_embed(self.words(tokens, sequence))
+        """The first residual stream.
+
+        Args:
+            tokens: ids; None where ``vectors`` stand in place of their embeddings.
+        """
+        total = self.hook_embed(self.words(tokens, sequence) if vectors is None else vectors)
         if self.token_type_embed is not None:
             total = total + self.hook_token_type_embed(self.token_type_embed(token_type_ids, sequence))
         if self.task_type_embed is not None:
