@@ -58,6 +58,24 @@ def _check_dense(value: Tensor, what: str) -> None:
         raise InputError(f"{what} is a tensor on the meta device, which holds no numbers; give one that does")
 
 
+def as_rows(value: Any, what: str, padded: str) -> Any:
+    """Lists of numbers, or of arrays, as one array; anything else as it is.
+
+    Args:
+        what: what it is, for messages.
+        padded: the call that makes rows of one length.
+
+    Raises:
+        InputError: for rows of several lengths.
+    """
+    if not isinstance(value, list | tuple):
+        return value
+    try:
+        return np.array(value)
+    except ValueError:
+        raise InputError(f"{what} has rows of several lengths; pad them: {padded}") from None
+
+
 def as_integers(value: Any, what: str) -> Int[Tensor, "..."]:
     """Whole numbers of any dtype as an int64 tensor, which shares nothing with what was given.
 

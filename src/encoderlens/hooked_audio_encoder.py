@@ -20,7 +20,7 @@ from encoderlens.audio.processor import (
     require_ctc_tokenizer,
     tokenizer_in,
 )
-from encoderlens.audio.reader import AudioReader, are_frames
+from encoderlens.audio.reader import AudioReader, are_frames, audio_arguments
 from encoderlens.audio.transcripts import target_of
 from encoderlens.batch import Batch
 from encoderlens.components.heads import CTCHead
@@ -268,11 +268,13 @@ class HookedAudioEncoder(PretrainedEncoder):
 
     def prepare(
         self,
-        inputs: Any,
+        inputs: Any = None,
         one_zero_attention_mask: Any = None,
         sampling_rate: Any = ...,
         move_to_device: bool = True,
         *,
+        input_values: Any = None,
+        attention_mask: Any = None,
         padding: Any = "batch",
         mask_time_indices: Any = None,
     ) -> AudioBatch:
@@ -281,25 +283,27 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError, GradientError: for what the model cannot read, or what another model prepared.
         """
-        if isinstance(inputs, AudioBatch):
-            masked = one_zero_attention_mask is not None or mask_time_indices is not None
+        named = {"input_values": input_values, "attention_mask": attention_mask}
+        given = audio_arguments(inputs, one_zero_attention_mask, **named)
+        if isinstance(given.inputs, AudioBatch):
+            masked = given.mask is not None or mask_time_indices is not None
             if masked or sampling_rate is not ... or padding != "batch":
                 raise InputError("a prepared batch has its rate, its padding and its masks; give these to prepare()")
-            batch = self._reader.prepared(inputs)
+            batch = self._reader.prepared(given.inputs)
         else:
-            batch = self._reader.batch(
-                inputs, one_zero_attention_mask, sampling_rate, move_to_device, padding, mask_time_indices
-            )
+            batch = self._reader.batch(given.inputs, given.mask, sampling_rate, move_to_device, padding, mask_time_indices)
         self.embed.check_masked(batch.masked)
         return batch
 
     def forward(
         self,
-        inputs: Any,
+        inputs: Any = None,
         one_zero_attention_mask: Any = None,
         sampling_rate: Any = ...,
         move_to_device: bool = True,
         *,
+        input_values: Any = None,
+        attention_mask: Any = None,
         return_type: Any = "hidden",
         use_proj: bool = False,
         labels: Any = None,
@@ -315,12 +319,16 @@ class HookedAudioEncoder(PretrainedEncoder):
             inputs: one waveform [sample]; the path of an audio file; a list of these, stereo ones as [channel sample] or
                 [sample channel]; clips of one length [batch sample]; projected frames [batch frame d_model], alone or as
                 (frames, mask); what ``prepare`` made of any of these; with ``start_at_layer``, a residual stream. Tensors or
-                arrays, of which int16 and int32 are scaled; a waveform can be a list of floats.
+                arrays, of which int16 and int32 are scaled; a waveform can be a list of floats. Also what a Hugging Face
+                feature extractor returns, or a dictionary with its names.
             one_zero_attention_mask: 1 or True at real frames [batch frame], or at real samples [batch sample]; by default as
                 the processor and ``padding`` say.
             sampling_rate: of the waveforms, in Hz; they are resampled to the model's. Leave it out for files, which say their
                 own. An array cannot say it: always give it for arrays, which are taken to have 16000 without it.
             move_to_device: False refuses a tensor on another device than the model's.
+            input_values: what a feature extractor made of clips [batch sample], read as it is: it is not normalised again,
+                and only a mask says what is padding, as in Hugging Face.
+            attention_mask: Hugging Face's name of ``one_zero_attention_mask``.
             return_type: "hidden", the final stream [batch frame d_model]; "logits" of the task's head (CTC [batch frame
                 d_vocab], classification [batch label]); "predictions" (CTC: the greedy transcript; classification: the label;
                 bare for one bare waveform, otherwise a list); "loss" against ``labels``; None, to run no head and return
@@ -341,13 +349,15 @@ class HookedAudioEncoder(PretrainedEncoder):
             if return_type not in ("hidden", "logits"):
                 raise InputError(f"use_proj=True is return_type='logits', and return_type={return_type!r} is given too")
             return_type = "logits"
-        front = self.FRONT[2:] if are_frames(inputs) else self.FRONT
+        named = {"input_values": input_values, "attention_mask": attention_mask}
+        given = audio_arguments(inputs, one_zero_attention_mask, **named)
+        front = self.FRONT[2:] if are_frames(given.inputs) else self.FRONT
         plan = self.plan(return_type, start_at_layer, stop_at_layer, front)
         self.check_options(plan, labels, logits_at)
         if plan.embeds:
             batch = self.prepare(
-                inputs,
-                one_zero_attention_mask,
+                given.inputs,
+                given.mask,
                 sampling_rate,
                 move_to_device,
                 padding=padding,
@@ -356,12 +366,12 @@ class HookedAudioEncoder(PretrainedEncoder):
         else:
             if mask_time_indices is not None:
                 raise InputError("mask_time_indices belong to the embeddings, which start_at_layer skips")
-            batch = self._reader.of_stream(self.check_stream(inputs), one_zero_attention_mask)
+            batch = self._reader.of_stream(self.check_stream(given.inputs), given.mask)
         chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
 
         def first_stream() -> Resid:
             if not plan.embeds:
-                return self.check_stream(inputs)
+                return self.check_stream(given.inputs)
             frames = self._frames(batch) if batch.frames is None else batch.frames.clone()  # a cache keeps what is its own
             return self.hook_full_embed(self.embed(frames, batch.masked, batch.sequence))
 

@@ -19,6 +19,7 @@ from encoderlens.errors import InputError, TokenizerMissingError
 from encoderlens.given import (
     as_booleans,
     as_integers,
+    as_rows,
     as_tensor,
     check_keys,
     check_once,
@@ -34,6 +35,7 @@ from encoderlens.tokenizing import special_ids, tokenized
 log = logging.getLogger("encoderlens")
 
 HF_NAMES = ("input_ids", "token_type_ids", "attention_mask", "inputs_embeds")  # of what a text model reads
+PADDED = "tokenizer(texts, padding=True, return_tensors='pt')"
 
 Text = str | tuple[str, str]
 TextInput = Text | list[str] | list[tuple[str, str]]
@@ -308,10 +310,10 @@ def text_arguments(
     if isinstance(input, Mapping):
         check_keys(input, HF_NAMES)
         for name, value in input.items():
-            note(name, f"the dictionary's {name}", _rows(name, value))
+            note(name, f"the dictionary's {name}", as_rows(value, name, PADDED))
     else:
         note("input_ids", "input", input)
-    note("input_ids", "input_ids", _rows("input_ids", input_ids))
+    note("input_ids", "input_ids", as_rows(input_ids, "input_ids", PADDED))
     note("token_type_ids", "token_type_ids", token_type_ids)
     note("attention_mask", "one_zero_attention_mask", one_zero_attention_mask)
     note("attention_mask", "attention_mask", attention_mask)
@@ -323,18 +325,6 @@ def text_arguments(
     if found["input_ids"] is None and found["inputs_embeds"] is None:
         raise InputError("there is no input: give text, token ids (input, or input_ids=) or vectors (inputs_embeds=)")
     return TextArguments(found["input_ids"], found["token_type_ids"], found["attention_mask"], found["inputs_embeds"])
-
-
-def _rows(name: str, value: Any) -> Any:
-    """Lists of whole numbers, as a tokenizer returns them unless asked for tensors, as an array; anything else as it is."""
-    if not isinstance(value, list | tuple):
-        return value
-    try:
-        return np.array(value)
-    except ValueError:  # of lists of several lengths
-        raise InputError(
-            f"{name} has rows of several lengths; pad them: tokenizer(texts, padding=True, return_tensors='pt')"
-        ) from None
 
 
 def is_text(value: Any) -> bool:
