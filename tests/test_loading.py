@@ -658,7 +658,9 @@ def test_embedded_names_are_the_folders_of_the_package(folder: Path, tmp_path: P
 
 
 def test_not_a_hugging_face_model():
-    with pytest.raises(ConfigError, match="hf_model is a transformers model, not Linear"):
+    with pytest.raises(
+        ConfigError, match=r"hf_model is a model of transformers, alone or in a SentenceTransformer, .*, not Linear"
+    ):
         HookedEncoder.from_pretrained(hf_model=torch.nn.Linear(2, 2))
     with pytest.raises(ConfigError, match=r"not DataParallel: give the model inside it .*\.module"):
         HookedEncoder.from_pretrained(hf_model=torch.nn.DataParallel(tiny_hf("BertModel")))
