@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -12,14 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from encoderlens import HookedEncoder, adapters, loading
-from encoderlens.errors import CheckpointNotFoundError, ConfigError
+from encoderlens.errors import CheckpointNotFoundError, ConfigError, WeightsError
 from tests.checkpoints import assert_same_parameters
 from tests.parity import assert_parity
 from tests.sentences import save_transformer
 from tests.tiny import tiny_batch
 
+# peft reads a property that this version of transformers has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 QUERY = "bert.encoder.layer.1.attention.self.query"
-SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": ["query"], "lora_dropout": 0.0, "bias": "none"}
+SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": [QUERY], "lora_dropout": 0.0, "bias": "none"}
 OF_MASKED_LM = {"base_model_class": "BertForMaskedLM", "parent_library": "transformers.models.bert.modeling_bert"}
 
 
@@ -29,9 +33,9 @@ def load(source: Path, **options: Any) -> HookedEncoder:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BertForMaskedLM with its tokenizer."""
+    """A BertForPreTraining, pooler included, with its tokenizer."""
     folder = tmp_path_factory.mktemp("base")
-    save_transformer(folder, "BertForMaskedLM")
+    save_transformer(folder, "BertForPreTraining")
     return folder
 
 
@@ -42,7 +46,8 @@ def write(base: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Ten
     def make(**settings: Any) -> tuple[Path, dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(0)
         config = SETTINGS | {"base_model_name_or_path": str(base), "auto_mapping": OF_MASKED_LM} | settings
-        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        there = {name: value for name, value in config.items() if value is not ...}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(there))
         shapes = {"lora_A": (4, 40), "lora_B": (40, 4)}
         tensors = {
             f"base_model.model.{QUERY}.{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()
@@ -102,6 +107,33 @@ def test_without_peft_the_error_says_how_to_get_it(
         load(folder)
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+def test_a_head_that_neither_folder_holds_is_not_drawn_at_random(write: Callable[..., tuple[Path, Any]]) -> None:
+    folder, _ = write(auto_mapping=None, task_type="SEQ_CLS")
+    with pytest.raises(WeightsError, match="weights of its sequence_classification head .* are missing"):
+        load(folder)
+
+
+def test_an_adapter_is_fetched_from_the_hub(
+    write: Callable[..., tuple[Path, Any]], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model that it names, and no whole weights beside it."""
+    asked: list[tuple[str, str]] = []
+
+    def hf_hub_download(repo: str, name: str, **options: Any) -> str:
+        asked.append((repo, name))
+        path = {"some-lab/adapter": folder, "some-lab/base": base}[repo] / name
+        if not path.is_file():
+            raise huggingface_hub.errors.LocalEntryNotFoundError(name)
+        return str(path)
+
+    folder, _ = write(base_model_name_or_path="some-lab/base")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    model = HookedEncoder.from_pretrained("some-lab/adapter", device="cpu")
+    assert model.cfg.model_name == "some-lab/adapter"
+    assert {("some-lab/adapter", "adapter_model.safetensors"), ("some-lab/base", "model.safetensors")} <= set(asked)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no model": ({"base_model_name_or_path": None}, ConfigError, "does not name the model that it changes"),
     "a model that is gone": (
@@ -116,7 +148,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "a kind that peft does not know": ({"peft_type": "LORAX"}, ConfigError, "peft cannot merge this adapter"),
     "vectors in front of the input": (
-        {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_CLS", "num_virtual_tokens": 2},
+        dict.fromkeys(SETTINGS, ...) | {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2},
         ConfigError,
         "PROMPT_TUNING puts vectors in front of the input",
     ),
@@ -134,5 +166,5 @@ def test_what_cannot_be_merged_is_refused(case: str, write: Callable[..., tuple[
 def test_a_folder_without_the_weights_of_its_adapter(write: Callable[..., tuple[Path, Any]]) -> None:
     folder, _ = write()
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointNotFoundError, match="holds no weights of its adapter: expected adapter_model.safetensors"):
+    with pytest.raises(CheckpointNotFoundError, match=r"holds no weights of its adapter: expected adapter_model\.safetensors"):
         load(folder)

@@ -98,6 +98,7 @@ def merged(adapter: Adapter, base: Path) -> ModelInMemory:
     model, absent = _base_model(adapter, base, tensors)
     tokenizer = load_tokenizer(adapter.folder) or load_tokenizer(base)
     saved = {name.removeprefix(_BASE_OF_NAMES) for name in tensors}
+    # What neither folder holds was drawn at random by transformers, and must not pass for trained.
     return ModelInMemory(_with_adapter(model, adapter), tokenizer, absent=frozenset(absent - saved))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -390,14 +390,17 @@ def _fetch(repo: str, hub: Hub, tokenizer_only: bool) -> Path:
     def fetch(name: str, folder: str = "") -> Path | None:
         return hub.file(repo, f"{folder}/{name}" if folder else name)
 
+    def fetch_first(names: Iterable[str], folder: str = "") -> Path | None:
+        return next((path for name in names if (path := fetch(name, folder)) is not None), None)
+
     def fetch_weights(folder: str) -> None:
-        weights = next((path for name in WEIGHT_FILES if (path := fetch(name, folder)) is not None), None)
+        weights = fetch_first(WEIGHT_FILES, folder)
         if weights is not None and weights.name.endswith(".index.json"):
             for shard in shard_names(weights):
                 fetch(shard, folder)
 
     needed = (*TOKENIZER_FILES, *PROCESSOR_FILES) if tokenizer_only else ("config.json", MODULES, ADAPTER)
-    found = next((path for path in map(fetch, needed) if path is not None), None)
+    found = fetch_first(needed)
     if found is None:
         raise hub.not_found(repo, needed[0])
     modules = None if tokenizer_only else fetch(MODULES)
@@ -406,9 +409,9 @@ def _fetch(repo: str, hub: Hub, tokenizer_only: bool) -> Path:
     for name in (*TOKENIZER_FILES, *TOKENIZER_EXTRAS, *extras):
         fetch(name, transformer)
     if not tokenizer_only:
-        adapter = fetch(ADAPTER, transformer)
-        next((path for name in ADAPTER_WEIGHTS if adapter and (path := fetch(name, transformer))), None)
         fetch_weights(transformer)
+        if fetch(ADAPTER, transformer) is not None:
+            fetch_first(ADAPTER_WEIGHTS, transformer)
     for folder in others:
         fetch("config.json", folder)
         fetch_weights(folder)
