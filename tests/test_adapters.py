@@ -107,10 +107,17 @@ def test_without_peft_the_error_says_how_to_get_it(
         load(folder)
 
 
-@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
-def test_a_head_that_neither_folder_holds_is_not_drawn_at_random(write: Callable[..., tuple[Path, Any]]) -> None:
-    folder, _ = write(auto_mapping=None, task_type="SEQ_CLS")
-    with pytest.raises(WeightsError, match="weights of its sequence_classification head .* are missing"):
+def test_weights_that_neither_folder_holds_are_not_drawn_at_random(
+    write: Callable[..., tuple[Path, dict[str, Tensor]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    without_pooler = tmp_path_factory.mktemp("masked-lm")
+    save_transformer(without_pooler, "BertForMaskedLM")
+    settings = {"base_model_name_or_path": str(without_pooler), "auto_mapping": None, "task_type": "SEQ_CLS"}
+    folder, tensors = write(**settings)
+    head = {"weight": torch.randn(3, 40), "bias": torch.randn(3)}
+    classifier = {f"base_model.model.classifier.{name}": value for name, value in head.items()}
+    save_file(tensors | classifier, folder / "adapter_model.safetensors")
+    with pytest.raises(WeightsError, match=r"the weights of the pooler that it reads .* are missing"):
         load(folder)
 
 
