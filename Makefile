@@ -1,11 +1,11 @@
-# make demo | test | test-portable | fuzz | check | bench | bench-peers
+# make demo | test | test-portable | test-readme | fuzz | check | bench | bench-peers
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test test-portable fuzz check bench bench-peers compare-peers readme clean
+.PHONY: demo test test-portable test-readme fuzz check bench bench-peers compare-peers models clean
 
 demo: $(VENV)/.run
 	HF_HUB_OFFLINE=1 $(BIN)/encoderlens demo
@@ -19,6 +19,10 @@ PORTABLE := tests/test_linearised.py tests/test_layer_norm.py tests/families/tes
 
 test-portable: $(VENV)/.test
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -q $(PORTABLE)
+
+# The README, pasted into a fresh shell: it installs the package three times over.
+test-readme: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m shell tests/test_documents.py
 
 fuzz: $(VENV)/.test
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -q --hypothesis-seed=0 tests/test_audio_fuzz.py tests/test_text_fuzz.py
@@ -45,7 +49,7 @@ bench-peers: $(PEERS)/.peers
 compare-peers: $(PEERS)/.peers
 	$(PEERS)/bin/python tools/compare_transformer_lens.py --out docs/compared-with-transformer-lens.md
 
-readme: $(VENV)/.run
+models: $(VENV)/.run
 	$(BIN)/python tools/supported_models.py
 
 $(VENV)/bin/python:

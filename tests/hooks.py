@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from encoderlens import HookPoint
+from encoderlens.components.block import PreLNBlock
 
 Axes = dict[str, str]
 PAGE = Path(__file__).parents[1] / "docs" / "hook-points.md"
@@ -20,10 +21,12 @@ def norm(path: str, width: str = "d_model") -> Axes:
     return {f"{path}.hook_scale": "batch pos 1", f"{path}.hook_normalized": f"batch pos {width}"}
 
 
-ATTENTION = {
+SPLIT = {
     "hook_q_input": "batch pos head d_model",
     "hook_k_input": "batch pos head d_model",
     "hook_v_input": "batch pos head d_model",
+}
+ATTENTION = {
     "attn.hook_q": "batch pos head d_head",
     "attn.hook_k": "batch pos head d_head",
     "attn.hook_v": "batch pos head d_head",
@@ -43,17 +46,20 @@ MLP = {
     "hook_resid_post": "batch pos d_model",
 }
 RESID_PRE = {"hook_resid_pre": "batch pos d_model"}
+BLOCK_OUT = {"hook_block_out": "batch pos d_model"}
 ROTARY = {"attn.hook_rot_q": "batch pos head d_head", "attn.hook_rot_k": "batch pos head d_head"}
 POST_LN_BLOCK = (
     RESID_PRE
+    | SPLIT
     | ATTENTION
     | norm("ln1")
     | {"hook_normalized_resid_mid": "batch pos d_model"}
     | MLP
     | norm("ln2")
     | {"hook_normalized_resid_post": "batch pos d_model"}
+    | BLOCK_OUT
 )
-PRE_LN_BLOCK = RESID_PRE | norm("ln1") | ATTENTION | norm("ln2") | MLP
+PRE_LN_BLOCK = RESID_PRE | SPLIT | norm("ln1") | ATTENTION | norm("ln2") | MLP | BLOCK_OUT
 
 
 def in_layers(block: Axes, n_layers: int) -> Axes:
@@ -75,6 +81,16 @@ def assert_documented(model: Any) -> None:
         row = re.sub(r"^frontend\.\d+", "frontend.i", re.sub(r"^blocks\.\d+", "blocks.l", name))
         assert f"`{row}`" in shapes, f"{row} is not in docs/hook-points.md"
         assert axes in shapes[f"`{row}`"], (row, axes)
+
+
+def while_split(model: Any, axes_of: Axes) -> Axes:
+    """The axes of hook points while inputs of attention are split: ln1 of a pre-LN block then sees every head's."""
+    found = dict(axes_of)
+    pre_ln = [layer for layer, block in enumerate(model.blocks) if isinstance(block, PreLNBlock)]
+    for name in in_layers(norm("ln1"), len(model.blocks)):
+        if name in found and int(name.split(".")[1]) in pre_ln:
+            found[name] = found[name].replace("batch pos", "batch pos qkv_head")
+    return found
 
 
 def shape(axes: str, sizes: dict[str, int]) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from tests.hooks import (
     other_value,
     replaced,
     shape,
+    while_split,
 )
 from tests.parity import assert_changed, assert_parity
 from tests.speech import AMIABLE, LAYOUTS, speech, tiny_speech
@@ -136,6 +137,7 @@ def expected_shape(layout: str, name: str, axes: str, batch: int = 4) -> tuple[i
     n_convolutions = 2 if layout.startswith("two") else 3
     index = int(name.split(".")[1]) if name.startswith("frontend.") else -1
     sizes = SIZES | OTHER_SIZES.get(layout, {}) | {"batch": batch}
+    sizes |= {"qkv_head": 3 * sizes["head"]}
     sizes |= {"frame": FRAMES[n_convolutions][index], "channel": CHANNELS[n_convolutions][index]}
     return shape(axes, sizes | dict.fromkeys(("pos", "query", "key"), FRAMES[n_convolutions][-1]))
 
@@ -170,7 +172,8 @@ def test_each_fires_with_its_shape_and_what_it_returns_reaches_the_output(layout
 
     with torch.no_grad(), model.hooks([(everything, replace_a_row)]):
         after = model(clips, return_type="hidden" if model.task is None else "logits", padding="independent")
-    assert seen == {name: expected_shape(layout, name, axes, len(clips)) for name, axes in documented.items()}
+    axes_of = while_split(model, documented)
+    assert seen == {name: expected_shape(layout, name, axes, len(clips)) for name, axes in axes_of.items()}
     read = model.run_state.last.sequence
     assert read.lengths[0] < read.pos
     untouched = after[len(documented)]
@@ -220,7 +223,7 @@ def test_gradients_reach_every_point(layout: str, hf_class: str) -> None:
     model.zero_grad()
     assert loss.isfinite().all()
     assert len(kept) == 2 * len(documented)
-    for name, axes in documented.items():
+    for name, axes in while_split(model, documented).items():
         gradient = kept[f"{name}_grad"]
         assert gradient.shape == kept[name].shape == expected_shape(layout, name, axes)
         assert gradient.isfinite().all()
@@ -242,7 +245,8 @@ def test_everything_that_a_run_reaches_is_cached_with_the_documented_shape(layou
     model, documented = tiny(layout, hf_class), reached(layout, hf_class)
     _, kept = model.run_with_cache(CLIPS, padding="independent", return_type=..., names_filter=everything)
     shapes = {name: tuple(tensor.shape) for name, tensor in kept.items()}
-    assert shapes == {name: expected_shape(layout, name, axes) for name, axes in documented.items()}
+    axes_of = while_split(model, documented)
+    assert shapes == {name: expected_shape(layout, name, axes) for name, axes in axes_of.items()}
     for name, tensor in kept.items():
         assert name.endswith("hook_attn_scores") or tensor.isfinite().all(), name
     _, hidden = model.run_with_cache(CLIPS, padding="independent", names_filter=everything)
@@ -291,7 +295,7 @@ def test_a_filter_gets_exactly_what_it_selects(ctc: HookedAudioEncoder, names_fi
         ("frontend.0", "'frontend.0' is a module, not a hook point; did you mean 'frontend.0.hook_"),
         ("ln_final.hook_scale", "there is no hook point 'ln_final.hook_scale'"),
         ([], "the names filter is empty"),
-        (lambda name: "unembed" in name, "selects none of the 91 hook points"),
+        (lambda name: "unembed" in name, "selects none of the 94 hook points"),
     ],
 )
 def test_a_filter_that_selects_nothing_raises_before_anything_runs(
@@ -738,14 +742,15 @@ def test_the_cached_parts_add_up_as_the_model_does(layout: str, hf_class: str) -
             at = {name: acts[f"blocks.{layer}.{name}"] for name in (PRE_LN_BLOCK if pre_ln else POST_LN_BLOCK)}
             path, attn, mlp = f"blocks.{layer}", block.attn, block.mlp
             assert torch.equal(at["hook_resid_pre"], stream)
-            read = at["hook_q_input"][:, :, 1]
+            inputs = [at[f"hook_{name}_input"] for name in "qkv"]
+            for read in inputs:
+                assert torch.equal(read, stream.unsqueeze(-2).expand_as(read))
             if pre_ln:
-                assert_normed(acts, f"{path}.ln1", block.ln1, stream, read)
-            else:
-                assert torch.equal(read, stream)
-            for name in "qkv":
+                assert_normed(acts, f"{path}.ln1", block.ln1, torch.cat(inputs, -2), None)
+                inputs = (at["ln1.hook_normalized"] * block.ln1.w + block.ln1.b).chunk(3, -2)
+            for name, read in zip("qkv", inputs, strict=True):
                 weight, bias = getattr(attn, f"W_{name.upper()}"), getattr(attn, f"b_{name.upper()}")
-                assert_parity(at[f"attn.hook_{name}"], torch.einsum("bphm,hmd->bphd", at[f"hook_{name}_input"], weight) + bias)
+                assert_parity(at[f"attn.hook_{name}"], torch.einsum("bphm,hmd->bphd", read, weight) + bias)
             scores = torch.einsum("bqhd,bkhd->bhqk", at["attn.hook_q"], at["attn.hook_k"]) / attn.d_head**0.5
             scores = scores.masked_fill(~acts.mask[:, None, None], -torch.inf)
             assert_parity(at["attn.hook_pattern"], scores.softmax(-1))

@@ -120,7 +120,7 @@ def test_run_predicts_and_saves_activations(tmp_path: Path) -> None:
     report = json.loads(invoke(*arguments))
     model = HookedEncoder.from_pretrained(TINY_BERT, device="cpu")
     assert report["inputs"][0]["prediction"] == model([TEXT], "predictions")[0]
-    assert report["inputs"][0]["tokens"] == model.tokens_to_str(TEXT)
+    assert report["inputs"][0]["tokens"] == model.to_str_tokens(TEXT)
     saved = load_file(out)
     _, cache = model.run_with_cache([TEXT], names_filter=hooks)
     assert set(saved) == {*hooks, "tokens"}

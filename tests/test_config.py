@@ -1,9 +1,9 @@
 """Configurations: TransformerLens' dictionaries, refusals, reproducible random weights, and the model's own cfg."""
 
 import dataclasses
-import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,7 +32,7 @@ LENS: dict[str, Any] = SMALL | {
     "seed": None,
     "model_name": "custom",
     "attention_dir": "bidirectional",
-    "attn_scale": math.sqrt(8),
+    "attn_scale": np.float32(8) ** 0.5,
     "d_vocab_out": 31,
     "initializer_range": 0.16,
     "normalization_type": "LN",
@@ -162,6 +162,7 @@ def test_tokenizer_name_that_leads_nowhere():
         ({"positional_embedding_type": "rotary"}, "positional_embedding_type='rotary' is not implemented"),
         ({"attn_only": True}, "attn_only=True is not implemented for an encoder; leave it out, or set False"),
         ({"n_key_value_heads": 1}, "n_key_value_heads=1 is not implemented for an encoder; leave it out, or set None"),
+        ({"d_mlp": 10**30}, r"d_mlp is 1000.*; it must be a positive whole number below 2\*\*31"),
         ({"attn_scale": 1.0}, r"attn_scale=1\.0: scores are scaled by the square root of d_head \(2\.828\)"),
         ({"d_vocab_out": 3}, "d_vocab_out differs from d_vocab"),
         ({"d_head": 7}, "d_model=24 is not a multiple of d_head=7"),

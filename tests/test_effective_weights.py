@@ -4,6 +4,7 @@ The oracle is a model without any of it, whose plain parameters hold what torch 
 """
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from encoderlens import HookedAudioEncoder, HookedEncoder
 from encoderlens.analysis import direct_logit_attribution
 from encoderlens.components.linear import WeightView
-from encoderlens.errors import WeightsError
+from encoderlens.errors import AnalysisError, WeightsError
 from tests.additive import arguments
 from tests.checkpoints import assert_same_tensors
 from tests.parity import assert_changed, assert_close, assert_gradient_parity
@@ -242,6 +243,14 @@ EDITS: dict[str, Callable[[Any], Any]] = {
     "in place, transposed": lambda attn: attn.W_Q.mT.add_(1),
     "detached": lambda attn: attn.W_Q.detach().zero_(),
     "as data": lambda attn: attn.W_Q.data.__setitem__(0, 0.0),
+    "by initialising": lambda attn: nn.init.normal_(attn.W_Q),
+    "a head at a time": lambda attn: [head.zero_() for head in attn.W_Q],
+    "a piece": lambda attn: attn.W_Q.split(2)[1].zero_(),
+    "a chunk's row": lambda attn: torch.chunk(attn.W_Q, 2)[0][0].zero_(),
+    "as out": lambda attn: torch.mul(attn.W_K, 2, out=attn.W_Q),
+    "in a list": lambda attn: torch._foreach_mul_([attn.W_K, attn.W_Q], 2),
+    "activation": lambda attn: nn.functional.relu(attn.W_Q, inplace=True),
+    "dropout": lambda attn: nn.functional.dropout(attn.W_Q, 0.5, True, True),
 }
 
 
@@ -250,8 +259,10 @@ EDITS: dict[str, Callable[[Any], Any]] = {
 def test_an_edit_that_would_be_lost_is_refused(way: str, edit: str) -> None:
     model = MODELS["post-LN"]()
     WAYS[way](model.blocks[0].attn.q)
-    with torch.no_grad(), pytest.raises(WeightsError, match=r"parametrised or pruned, .* would be lost\. Edit these, or make"):
-        EDITS[edit](model.blocks[0].attn)
+    message = r"W_Q \(q\.weight\) is parametrised or pruned, .* would be lost\. Edit these, or make"
+    for context in (torch.no_grad, torch.inference_mode):
+        with context(), pytest.raises(WeightsError, match=message):
+            EDITS[edit](model.blocks[0].attn)
     with pytest.raises(WeightsError, match=r"W_Q cannot be assigned: q\.weight is parametrised or pruned, .*prune\.remove"):
         model.blocks[0].attn.W_Q = torch.zeros(5, 40, 8)
     with torch.no_grad():
@@ -270,6 +281,25 @@ def test_what_is_computed_from_such_a_weight_is_an_ordinary_tensor() -> None:
     with torch.no_grad():
         attn.W_Q.clone().zero_()
         torch.zeros(5, 40, 8).copy_(attn.W_Q)
+
+
+def test_copies_of_such_a_weight_and_its_text() -> None:
+    model = MODELS["post-LN"]()
+    WAYS["parametrised"](model.blocks[0].attn.q)
+    weight = model.blocks[0].attn.W_Q
+    for twin in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight.detach()))):
+        assert type(twin) is Tensor
+        assert torch.equal(twin, weight)
+    assert f"{weight[0, 0, 0]:.3f}" == f"{weight[0, 0, 0].item():.3f}"
+
+
+def test_a_refused_edit_has_not_reached_what_a_weight_is_made_of() -> None:
+    model = MODELS["post-LN"]()
+    before = model.W_Q.clone()
+    parametrize.register_parametrization(model.blocks[0].attn.q, "weight", nn.Identity())
+    with torch.no_grad(), pytest.raises(WeightsError, match="would be lost"):
+        model.blocks[0].attn.W_Q.zero_()
+    assert torch.equal(model.W_Q, before)
 
 
 def test_random_weights_and_checkpoints_need_parameters() -> None:
@@ -306,10 +336,104 @@ class Wrapped(nn.Module):
 def test_a_module_that_hides_its_weights_is_named() -> None:
     model = MODELS["post-LN"]()
     model.blocks[1].attn.q = Wrapped(model.blocks[1].attn.q)
-    with pytest.raises(WeightsError, match=r"this Wrapped has no weight; what stands in for a layer needs"):
+    with pytest.raises(WeightsError, match=r"q of Attention is a Wrapped with a forward function of its own"):
         _ = model.W_Q
     with pytest.raises(WeightsError, match=r"the model has no blocks\.1\.attn\.q\.weight, blocks\.1\.attn\.q\.bias any more"):
         model.to_hf()
+
+
+class LowRankLinear(nn.Linear):
+    """LoRA as a layer of its own, whose weight is that of the layer in whose place it stands."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(*reversed(layer.weight.shape))
+        self.weight, self.bias = layer.weight, layer.bias
+        self.low_rank = LowRank(*layer.weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x @ (self.low_rank.b @ self.low_rank.a).mT
+
+
+READS: dict[str, Callable[[Model], Any]] = {
+    "a view": lambda model: model.blocks[1].attn.W_O,
+    "a stack": lambda model: model.OV,
+    "head results": lambda model: hooked(model, "blocks.1.attn.hook_result"),
+    "a stream a head": lambda model: hooked(model, "blocks.1.hook_q_input"),
+    "a decomposition": lambda model: model.run_with_cache(**inputs(model))[1].stack_head_results(),
+    "an attribution": lambda model: attributed(model),
+    "the way back": lambda model: model.to_hf(),
+}
+
+
+def hooked(model: Model, name: str) -> None:
+    with model.hooks([(name, lambda tensor, hook: tensor)]):
+        model(**inputs(model))
+
+
+def attributed(model: Model) -> Any:
+    return direct_logit_attribution(model, model.prepare(**inputs(model)), [1] * 3, 0)
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_layer_that_adds_to_its_weight_is_refused_wherever_that_is_read(read: str) -> None:
+    model = MODELS["post-LN"]()
+    attn = model.blocks[1].attn
+    attn.q, attn.o = LowRankLinear(attn.q), LowRankLinear(attn.o)
+    model.eval()
+    message = r"is a LowRankLinear with a forward function of its own .*: merge .* or make it a parametrization"
+    with pytest.raises(WeightsError, match=message):
+        READS[read](model)
+
+
+def test_a_forward_function_of_one_layer_alone() -> None:
+    model = MODELS["post-LN"]()
+    layer = model.blocks[1].attn.o
+    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)
+    with pytest.raises(WeightsError, match=r"o of Attention is a Linear with a forward function of its own"):
+        _ = model.W_O
+    with pytest.raises(WeightsError, match=r"blocks\.1\.attn\.o is a Linear with a forward"):
+        model.to_hf()
+
+
+def test_a_plain_layer_of_torch_is_as_good() -> None:
+    model, plain = MODELS["post-LN"](), MODELS["post-LN"]()
+    layer = nn.Linear(40, 40).eval()
+    layer.weight, layer.bias = model.blocks[1].attn.o.weight, model.blocks[1].attn.o.bias
+    model.blocks[1].attn.o = layer
+    assert_same_tensors(model.to_hf().state_dict(), plain.to_hf().state_dict())
+    assert_close(attributed(model).values, attributed(plain).values)
+
+
+def test_a_parameter_of_a_layer_that_no_checkpoint_has_is_named() -> None:
+    model = MODELS["post-LN"]()
+    model.probe = nn.Linear(40, 2)
+    assert model.to_hf() is not None, "it stands beside the model"
+    model.blocks[1].attn.q.low_rank = LowRank(40, 40)
+    with pytest.raises(WeightsError, match=r"blocks\.1\.attn\.q\.low_rank\.a is no weight of this family"):
+        model.to_hf()
+
+
+@pytest.mark.parametrize("read", ["head results", "a decomposition", "an attribution"])
+@pytest.mark.parametrize("where", ["blocks.1.attn.o", "blocks.1.attn"])
+def test_a_forward_hook_of_torch_is_refused_where_weights_stand_for_the_layer(where: str, read: str) -> None:
+    model = MODELS["post-LN"]()
+    handle = model.get_submodule(where).register_forward_hook(lambda module, given, output: 2 * output)
+    if (where, read) != ("blocks.1.attn", "head results"):  # there it acts as it does in every run
+        with pytest.raises(AnalysisError, match=r"a forward hook of torch is on .*blocks\.1\.attn.*: take it off"):
+            READS[read](model)
+    model.get_submodule("blocks.1.attn.q").register_forward_hook(lambda module, given, output: 2 * output)
+    handle.remove()
+    attributed(model)
+
+
+def test_a_cache_of_a_run_with_a_hook_of_torch_is_not_taken_apart() -> None:
+    model = MODELS["post-LN"]()
+    handle = model.blocks[1].register_forward_hook(lambda module, given, output: 2 * output)
+    cache = model.run_with_cache(**inputs(model))[1]
+    handle.remove()
+    with pytest.raises(AnalysisError, match=r"a forward hook of torch is on blocks\.1, .* run the model again"):
+        cache.decompose_resid()
+    cache.decompose_resid(1)
 
 
 def test_wrapped_parts_give_their_weights() -> None:

@@ -308,7 +308,7 @@ def test_what_the_tokenizer_does_not_know_can_be_in_an_answer(classifiers: Any) 
     """With the characters that were given, case and spaces included."""
     model = classifiers["BertForQuestionAnswering"]
     pair = ("who?", "The  \u06de WALKED home")
-    tokens = model.tokens_to_str(pair)
+    tokens = model.to_str_tokens(pair)
     unknown = tokens.index("[UNK]")
     with answering(model, unknown, unknown):
         assert model(pair, "predictions") == "\u06de"
@@ -328,7 +328,7 @@ def test_an_answer_stands_where_it_stands_whatever_the_mask(classifiers: Any, si
     try:
         tokens, _, mask = model.to_tokens(pairs)
         mask[0, :4] = 0  # the caller's own: of the first question
-        at = model.tokens_to_str(tokens)[0].index("doctor")
+        at = model.to_str_tokens(tokens)[0].index("doctor")
         with answering(model, at, at + 1):
             assert model(pairs[:1], "predictions", None, mask[:1]) == ["doctor walked"]
             assert model(pairs, "predictions", None, mask)[0] == "doctor walked"
@@ -407,21 +407,21 @@ def test_tasks_can_be_switched(bert: HookedEncoder) -> None:
 # Text helpers
 
 
-def test_tokens_to_str(bert: HookedEncoder) -> None:
+def test_to_str_tokens(bert: HookedEncoder) -> None:
     expected = ["[CLS]", "the", "doctor", "walked", "[SEP]"]
     tokens = bert.to_tokens("The doctor walked")[0]
-    assert bert.tokens_to_str("The doctor walked") == expected
-    assert bert.tokens_to_str(tokens[0]) == expected
-    assert bert.tokens_to_str(tokens) == [expected]
-    assert bert.tokens_to_str(["The doctor walked", "no"]) == [expected, ["[CLS]", "no", "[SEP]"]]
+    assert bert.to_str_tokens("The doctor walked") == expected
+    assert bert.to_str_tokens(tokens[0]) == expected
+    assert bert.to_str_tokens(tokens) == [expected]
+    assert bert.to_str_tokens(["The doctor walked", "no"]) == [expected, ["[CLS]", "no", "[SEP]"]]
     with pytest.raises(InputError, match=r"shape \[\]"):
-        bert.tokens_to_str(torch.tensor(3))
+        bert.to_str_tokens(torch.tensor(3))
 
 
 def test_align(bert: HookedEncoder) -> None:
     text = "The doctor  walking, no"
     aligned = bert.align(text)
-    assert list(aligned.tokens) == bert.tokens_to_str(text)
+    assert list(aligned.tokens) == bert.to_str_tokens(text)
     assert [word.text for word in aligned.words] == ["The", "doctor", "walking", ",", "no"]
     for index, word in enumerate(aligned.words):
         assert text[word.start : word.end] == word.text

@@ -344,7 +344,7 @@ UNREADABLE: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "meta": (
         lambda: tiny_hf("BertForMaskedLM").to("meta"),
-        r"bert\.embeddings\.\S+ is on the meta device, which holds no numbers: load the weights of the model first",
+        r"bert\.embeddings\.\S+ is on the meta device, which holds no numbers; give a tensor that holds them",
     ),
 }
 
@@ -369,8 +369,8 @@ def test_a_model_in_memory_that_torch_quantised():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensor: tensor.to_sparse(), r"is sparse or nested \(torch\.sparse_coo\): take its to_dense\(\)"),
-        (lambda tensor: tensor.to_sparse_csr(), r"is sparse or nested \(torch\.sparse_csr\)"),
+        (lambda tensor: tensor.to_sparse(), r"is a sparse tensor; give a dense one: tensor\.to_dense\(\)"),
+        (lambda tensor: tensor.to_sparse_csr(), "is a sparse tensor"),
         (lambda tensor: tensor.to("meta"), "is on the meta device, which holds no numbers"),
         (lambda tensor: tensor.to(torch.float8_e4m3fn), r"has dtype torch\.float8_e4m3fn"),
         (lambda tensor: tensor.to(torch.complex64), r"has dtype torch\.complex64"),

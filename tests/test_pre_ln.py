@@ -257,16 +257,15 @@ def test_the_cached_parts_add_up_as_the_block_does(mlp: str) -> None:
         for layer, block in enumerate(model.blocks):
             act = {name: acts[f"blocks.{layer}.{name}"] for name in BLOCK[mlp]}
             resid, mid = act["hook_resid_pre"], act["hook_resid_mid"]
-            for stream, ln, name, read in (
-                (resid, block.ln1, "ln1", act["hook_q_input"][:, :, 1]),
-                (mid, block.ln2, "ln2", act["mlp.hook_in"]),
-            ):
+            inputs = torch.cat([act[f"hook_{name}_input"] for name in ("q", "k", "v")], -2)
+            assert torch.equal(inputs, resid.unsqueeze(-2).expand_as(inputs))
+            for stream, name in ((inputs, "ln1"), (mid, "ln2")):
                 centred = stream - stream.mean(-1, keepdim=True)
                 assert_parity(act[f"{name}.hook_scale"], centred.square().mean(-1, keepdim=True).sqrt())
                 assert_parity(act[f"{name}.hook_normalized"], centred / act[f"{name}.hook_scale"])
-                assert_parity(read, act[f"{name}.hook_normalized"] * ln.w + ln.b)
-            for name in ("q", "k", "v"):
-                reads = act[f"hook_{name}_input"]
+            assert_parity(act["mlp.hook_in"], act["ln2.hook_normalized"] * block.ln2.w + block.ln2.b)
+            of_heads = (act["ln1.hook_normalized"] * block.ln1.w + block.ln1.b).chunk(3, -2)
+            for name, reads in zip(("q", "k", "v"), of_heads, strict=True):
                 weight, bias = getattr(block.attn, f"W_{name.upper()}"), getattr(block.attn, f"b_{name.upper()}")
                 assert_parity(act[f"attn.hook_{name}"], torch.einsum("bphm,hmd->bphd", reads, weight) + bias)
             assert_parity(act["hook_attn_out"], act["attn.hook_result"].sum(2) + block.attn.b_O)

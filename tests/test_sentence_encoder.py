@@ -231,7 +231,7 @@ def test_prompts(modules: Any, transformer: Path, tmp_path: Path) -> None:
     assert dict(model.cfg.sentence.prompts) == {"query": "what is: ", "passage": "passage: "}
     assert model.prompt == "what is: "
     assert_parity(model(TEXTS).detach(), encoded(reference))
-    tokens = model.tokens_to_str("the doctor")
+    tokens = model.to_str_tokens("the doctor")
     assert tokens[1:3] == ["what", "is"]
     assert list(model.align("the doctor").tokens) == tokens
     assert model.prepare("the doctor").labels == ("what is: the doctor",)
@@ -276,7 +276,7 @@ def test_lower_case(lowers: bool, folder: Path) -> None:
     model = load(folder)
     vectors = model(texts).detach()
     assert_parity(vectors, encoded(SentenceTransformer(str(folder), device="cpu"), texts))
-    assert ("[UNK]" in model.tokens_to_str(texts[0])) != lowers
+    assert ("[UNK]" in model.to_str_tokens(texts[0])) != lowers
     assert torch.equal(vectors[0], vectors[1]) == lowers
 
 
@@ -285,7 +285,7 @@ def test_a_tokenizer_that_is_given_is_not_changed(folder: Path) -> None:
     tokenizer = load(folder).tokenizer
     (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
     model = load(folder, tokenizer=tokenizer)
-    assert model.tokens_to_str("The")[1] == "the"
+    assert model.to_str_tokens("The")[1] == "the"
     assert tokenizer.tokenize("The") == ["[UNK]"]
 
 
@@ -323,7 +323,7 @@ def test_long_texts_are_cut(whose: str, folder: Path, caplog: pytest.LogCaptureF
 
 
 def test_a_text_that_just_fits_is_not_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit_json(folder / "sentence_bert_config.json", max_seq_length=len(load(folder).tokens_to_str(TEXTS[0])))
+    edit_json(folder / "sentence_bert_config.json", max_seq_length=len(load(folder).to_str_tokens(TEXTS[0])))
     model = load(folder)
     model([TEXTS[0], "no"])
     assert caplog.text == ""

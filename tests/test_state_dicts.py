@@ -93,6 +93,29 @@ def test_one_of_its_names_is_enough(sharing: str) -> None:
         assert_same_parameters(model, source)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda model: 5, "a dictionary of names and tensors, as .*, not an int"),
+        (lambda model: list(cloned(model).items()), "not a list"),
+        (lambda model: {5: torch.ones(1)}, "not a dict with other keys than names"),
+        (lambda model: {"embed.embed.weight": [1.0]}, r"embed\.embed\.weight is a list, not a tensor"),
+        (lambda model: {name: tensor.to("meta") for name, tensor in cloned(model).items()}, "is on the meta device"),
+        (lambda model: {"embed.embed.weight": model.W_E.detach().to_sparse()}, "is a sparse tensor; .*to_dense"),
+        (lambda model: model.to_hf().state_dict(), r"are names of Hugging Face: .* HookedEncoder\.from_pretrained\(hf_model=…"),
+        (lambda model: model.to_hf().bert.state_dict(), "are names of Hugging Face"),
+        (lambda model: {f"model.{name}": tensor for name, tensor in cloned(model).items()}, "behind 'model': take it off"),
+        (lambda model: {"model.blocks.0.attn.W_Q": model.W_Q[0]}, r"behind 'model': .*from_transformer_lens_state_dict"),
+        (lambda model: {"something.weight": torch.ones(1)}, r"no name of this model: it has something\.weight"),
+    ],
+)
+def test_what_is_no_state_dict_of_the_model(given: Any, message: str) -> None:
+    model = source_of("text")
+    for strict in (True, False):
+        with pytest.raises(WeightsError, match=message):
+            model.load_state_dict(given(model), strict=strict)
+
+
 def test_a_state_dict_with_nan_goes_back_in() -> None:
     model = made("tied embeddings")
     with torch.no_grad():

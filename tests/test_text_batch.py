@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.normalizers import Replace
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -46,7 +47,7 @@ def test_ids_types_masks_labels_and_positions_of_every_integer_dtype(
     assert torch.equal(bert(tokens, "logits", *beside, logits_at=other(at)), chosen)
     losses = [bert(tokens, "loss", *beside, labels=given) for given in (labels, other(labels))]
     assert torch.equal(*losses)
-    assert bert.tokens_to_str(tokens) == bert.tokens_to_str(batch["tokens"])
+    assert bert.to_str_tokens(tokens) == bert.to_str_tokens(batch["tokens"])
     assert torch.equal(bert(tokens[0]), bert(batch["tokens"][0]))
 
 
@@ -104,7 +105,7 @@ def test_tensors_that_cannot_be_read_are_refused_by_name(bert: HookedEncoder, ki
     tokens = tiny_batch()["tokens"]
     uses: list[tuple[str, Callable[[], Any]]] = [
         ("the input", lambda: bert(batch["tokens"])),
-        ("the input", lambda: bert.tokens_to_str(batch["tokens"])),
+        ("the input", lambda: bert.to_str_tokens(batch["tokens"])),
         ("token_type_ids", lambda: bert(tokens, ..., batch["types"])),
         ("one_zero_attention_mask", lambda: bert(tokens, ..., None, batch["mask"])),
         ("labels", lambda: bert(tokens, "loss", labels=batch["tokens"])),
@@ -112,7 +113,7 @@ def test_tensors_that_cannot_be_read_are_refused_by_name(bert: HookedEncoder, ki
         ("the residual stream", lambda: bert(batch["tokens"], start_at_layer=1)),
     ]
     for what, use in uses:
-        with pytest.raises(InputError, match=f"^{what} is a (tensor )?{kind}"):
+        with pytest.raises(InputError, match=f"^{what} is (a )?{kind}"):
             use()
 
 
@@ -127,7 +128,7 @@ HALF = "half \ud800 a character"
         (lambda model: model(HALF), "^input 0 has half a character, the lone surrogate '.ud800', at place 5: "),
         (lambda model: model.prepare(["the", "doctor", HALF]), "^input 2 has half"),
         (lambda model: model.to_tokens([("the", "doctor"), ("no", HALF)]), "^the second text of input 1 has half"),
-        (lambda model: model.tokens_to_str(["the", HALF]), "^input 1 has half"),
+        (lambda model: model.to_str_tokens(["the", HALF]), "^input 1 has half"),
         (lambda model: model.align((HALF, "the")), "^the first text of input 0 has half"),
         (lambda model: model.next_sentence(("the", HALF)), "^the second text of input 0 has half"),
         (lambda model: fill_mask(model, [f"the [MASK] {HALF}"]), "^input 0 has half"),
@@ -179,6 +180,21 @@ def test_a_model_that_would_read_it_in_another_way_refuses_it(hf_class: str, opt
     other = HookedEncoder.from_pretrained(hf_model=tiny_hf(hf_class, **options), device="cpu")
     with pytest.raises(InputError, match=rf"prepared by another model \({message}\): prepare it again"):
         other(batch)
+
+
+def test_texts_are_the_tokens_of_one_tokenizer_and_one_prompt(bert: HookedEncoder) -> None:
+    other, texts = copy.copy(bert), bert.prepare(["the cat", "the dog sat"])
+    other.tokenizer = copy.deepcopy(bert.tokenizer)
+    other.tokenizer.padding_side = "left"
+    assert torch.equal(other(texts), bert(texts)), "the same tokens"
+    other.tokenizer.backend_tokenizer.normalizer = Replace("a", "o")
+    with pytest.raises(InputError, match=r"another tokenizer made its tokens: \w+ of '.*' there, .* here\): prepare it"):
+        other(texts)
+    assert torch.equal(other(bert.prepare(texts.tokens, None, texts.sequence.mask)), bert(texts))
+    other.tokenizer, other.prompt = bert.tokenizer, "query: "
+    with pytest.raises(InputError, match=r"prompt is '' there, 'query: ' here\): prepare it again"):
+        other(texts)
+    assert other(bert.prepare(("the cat", "the dog"))).shape[0] == 1, "pairs have no prompt"
 
 
 def test_models_that_are_alike_take_each_others(bert: HookedEncoder) -> None:
@@ -267,7 +283,7 @@ def test_several_threads_share_a_tokenizer() -> None:
         lambda: model.to_tokens([long, "no"])[0].tolist(),
         lambda: model.prepare(["the doctor", "no", "he walked to the hospital"]).tokens.tolist(),
         lambda: model.align(long).ids,
-        lambda: other.tokens_to_str([long, "the nurse"]),
+        lambda: other.to_str_tokens([long, "the nurse"]),
         lambda: model.heads["masked_lm"].output_index("Doctor", tokenizer),
     ]
     expected, wrong = [use() for use in uses], []

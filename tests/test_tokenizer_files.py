@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+import transformers
 
 import encoderlens
 from encoderlens import HookedEncoder
@@ -63,7 +64,7 @@ def test_a_sentencepiece_model_as_it_is_published(hf_class: str, folder_of: Call
     write_sentencepiece(folder, hf_class)
     model = HookedEncoder.from_pretrained(folder, device="cpu")
     pieces = sentencepiece.SentencePieceProcessor(model_proto=trained(hf_class)).encode(TEXT, out_type=str)
-    assert model.tokens_to_str(TEXT)[1:-1] == pieces
+    assert model.to_str_tokens(TEXT)[1:-1] == pieces
     assert torch.equal(model(TEXT), model(model.to_tokens(TEXT)[0]))
 
 
@@ -190,10 +191,13 @@ def test_a_tokenizer_by_its_name(named: Path | str, saved: Callable, tokenizer: 
         assert model.to_tokens(TEXT)[0].tolist() == [tokenizer(TEXT)["input_ids"]]
 
 
-@pytest.mark.parametrize("given", [5, ["a"], {"a": 1}, True], ids=repr)
+@pytest.mark.parametrize(
+    "given", [5, ["a"], {"a": 1}, True, print, transformers.AutoTokenizer, "the tokenizers package's"], ids=repr
+)
 def test_what_is_no_tokenizer(given: Any, bert: HookedEncoder) -> None:
     before = bert.tokenizer
-    with pytest.raises(ConfigError, match=r"tokenizer is an? (int|list|dict|bool); give a Hugging Face tokenizer, or the"):
+    given = before.backend_tokenizer if given == "the tokenizers package's" else given
+    with pytest.raises(ConfigError, match=r"tokenizer is (an?|the class) \w+; give a Hugging Face tokenizer"):
         bert.tokenizer = given
     assert bert.tokenizer is before
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
-from encoderlens import HookedEncoder, conversion, loading, weights
+from encoderlens import HookedEncoder, HookedTransformerConfig, conversion, loading, weights
 from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
 from encoderlens.tensor_source import MemorySource
@@ -325,6 +325,13 @@ def test_lens_state_dict_round_trip(bert: HookedEncoder, lens_state: dict[str, T
 
 def test_lens_state_dict_under_an_encoder_config(bert: HookedEncoder, lens_state: dict[str, Tensor]):
     model = HookedEncoder.from_transformer_lens_state_dict(lens_state, bert.cfg.encoder, device="cpu")
+    assert_same_parameters(model, bert)
+
+
+def test_lens_state_dict_with_a_configuration_object(bert: HookedEncoder, lens_state: dict[str, Tensor]):
+    sizes = ("n_layers", "d_model", "n_ctx", "n_heads", "d_mlp", "d_vocab", "act_fn", "eps")
+    cfg = HookedTransformerConfig(**{name: getattr(bert.cfg, name) for name in sizes}, tie_word_embeddings=False)
+    model = HookedEncoder.from_transformer_lens_state_dict(lens_state, cfg)
     assert_same_parameters(model, bert)
 
 

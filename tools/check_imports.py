@@ -11,15 +11,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "src" / "encoderlens"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "shapes", "names", "given", "slices", "precision", "devices", "memory", "fingerprint"),
+    ("errors", "shapes", "names", "not_on_encoders", "given", "slices", "precision", "devices", "memory", "fingerprint"),
     ("sequence", "batch", "tokenizing", "alignment", "run_state", "hook_points", "hooked_root_module", "factored_matrix")
     + ("config", "config_from_dict"),
     ("components",),
     ("state_dicts", "tensor_source", "weights", "families", "sentence_folder", "tokenizer_files", "hub", "switches")
     + ("wrapped_models", "adapters", "loading", "text_input", "audio"),
     ("weight_stacks", "encoder", "linearised", "carried_rows", "cached_run", "activation_cache", "conversion")
-    + ("pretrained_encoder", "hooked_encoder", "hooked_audio_encoder", "bert_next_sentence_prediction", "utils"),
+    + ("pretrained_encoder", "token_lookup", "hooked_encoder", "hooked_audio_encoder", "bert_next_sentence_prediction"),
     ("analysis",),
+    ("utils", "patching", "drop_in"),
     ("cli",),
 )
 LAYER_OF = {room: index for index, rooms in enumerate(LAYERS) for room in rooms}

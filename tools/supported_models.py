@@ -1,4 +1,4 @@
-"""Write the README's table of supported models from the registry, with the parity that is measured here: the largest difference
+"""Write the table of docs/models.md from the registry, with the parity that is measured here: the largest difference
 from Hugging Face at real positions of a padded batch, relative to the largest magnitude, over every class and head of a family
 (final stream and logits, float32, tiny random models of the test suite).
 
@@ -25,7 +25,7 @@ from encoderlens import HookedAudioEncoder, HookedEncoder  # noqa: E402
 from encoderlens.families import REGISTRY  # noqa: E402
 from encoderlens.families.family import Family  # noqa: E402
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- supported models: begin -->", "<!-- supported models: end -->"
 TOLERANCE = 1e-5
 HEADER = (
@@ -109,7 +109,7 @@ def table(parities: dict[str, float]) -> str:
 
 
 def problems(text: str) -> list[str]:
-    """What is stale in the README's table."""
+    """What is stale in the table."""
     lines = [line for line in text.split(BEGIN)[1].split(END)[0].splitlines() if line]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[len(HEADER) :]]
     found = [] if tuple(lines[: len(HEADER)]) == HEADER else ["the header"]
@@ -126,7 +126,7 @@ def _is_parity(cell: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the table is stale")
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     if parser.parse_args().check:
         stale = problems(text)
         print("\n".join(f"stale: {what}" for what in stale) or "the table is up to date")
@@ -134,7 +134,7 @@ def main() -> None:
     torch.set_num_threads(1)
     made = table({family.model_type: parity(family) for family in REGISTRY.values()})
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from encoderlens.cached_run import CachedRun, Window, as_slice
 from encoderlens.carried_rows import CarriedRows, check_size
 from encoderlens.components.heads import Head, LinearHead
 from encoderlens.components.residual import Norm, Passage, Step, WriteOfParts
+from encoderlens.components.stand_ins import check_layers
 from encoderlens.errors import AnalysisError, InputError
-from encoderlens.given import as_indices, as_tensor, dtype_name, is_whole
+from encoderlens.given import as_indices, as_tensor, dtype_name, fault_of, is_whole
 from encoderlens.hook_points import HookPoint
 from encoderlens.linearised import Carry, require_eval
 from encoderlens.names import check_word, stream_label
@@ -38,6 +39,20 @@ class ActivationCache(CachedRun):
     """
 
     max_stack_bytes: int = 8 * 2**30
+
+    @property
+    def hidden_states(self) -> list[Float[Tensor, "*rows d_model"]]:
+        """The stream in front of block 0 and after every block, ``n_layers + 1`` tensors: what Hugging Face returns for
+        ``output_hidden_states=True``, padding aside. A text encoder with a norm after the last block has passed it in the last
+        one; a speech encoder has not.
+
+        Raises:
+            HookNameError: for a cache without ``hook_resid_pre`` of block 0, or ``hook_block_out`` of any block.
+        """
+        outputs = [self["block_out", layer] for layer in range(self.model.cfg.n_layers)]
+        if self.model.ln_final is not None and self.model.LAST_HIDDEN_IS_NORMED:
+            outputs[-1] = self._run(self.model.ln_final, outputs[-1])
+        return [self["resid_pre", 0], *outputs]
 
     def accumulated_resid(
         self,
@@ -329,6 +344,8 @@ class ActivationCache(CachedRun):
                 head that reads a whole sequence.
         """
         _check_stack(residual_stack)
+        if residual_stack.is_meta:
+            raise InputError(f"the stack {fault_of(residual_stack)}")
         window, sequences = as_slice(pos_slice), self._sequences(batch_slice, has_batch_dim)
         head, linear = self._linear_head(tokens, incorrect_tokens, window)
         stack = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
@@ -392,7 +409,7 @@ class ActivationCache(CachedRun):
         of_positions = f" or every position {list(shape)}" if shape[1:] else ""
         needed = f"they are whole numbers for every sequence {list(shape[:1])}{of_positions} of the cache"
         listed = isinstance(tokens, list | tuple)
-        found = "a list of words or fractions, or of lists of different lengths" if listed else _kind(tokens)
+        found = "a list of words, fractions or booleans, or of lists of different lengths" if listed else _kind(tokens)
         ids = as_indices(tokens, "tokens", f"tokens are {found}; {needed}")
         rows = ids if self.has_batch_dim or ids.ndim == len(shape) else ids.unsqueeze(0)
         if rows.shape != shape[: rows.ndim]:
@@ -432,6 +449,7 @@ class ActivationCache(CachedRun):
         writers = [step.writer for step in path if isinstance(step, WriteOfParts) and step.writer.part in split]
         read = [*self._norms_to(target, mlp_input), *(writer.out_layer for writer in writers)]
         self._check_weights_of(read if norm is None else [*read, norm])
+        check_layers(self.model, [self.model.embed, *self.model.blocks[:target], *writers], self.hooked)
         stream = self._at(self.model.stream_point(target, mlp_input), window)
         return CarriedRows(
             path=path,
@@ -472,13 +490,13 @@ class ActivationCache(CachedRun):
 
     def _at(self, point: HookPoint, window: Slice) -> Tensor:
         """The activation at a hook point, at some positions."""
-        name = str(point.name)
+        kept = self._one_for_all_heads(point)
         if window.selects_all:
-            return self[name]
+            return kept
         axes = point.axes if self.has_batch_dim else point.axes[1:]
-        if self[name].ndim != len(axes):
+        if kept.ndim != len(axes):
             raise InputError("the cache holds one position, without an axis to slice: leave pos_slice out")
-        return window.apply(self[name], axes.index("pos"))
+        return window.apply(kept, axes.index("pos"))
 
     def _directions(self, onto: Any) -> Float[Tensor, "d_model *out"] | None:
         d_model = self.model.cfg.d_model
@@ -486,6 +504,23 @@ class ActivationCache(CachedRun):
             found = f"shape {list(onto.shape)}" if isinstance(onto, Tensor) else f"the type {type(onto).__name__}"
             raise InputError(f"project_output_onto has {found}; one direction is a tensor [{d_model}], several [{d_model}, n]")
         return None if onto is None else onto.detach()
+
+    def _one_for_all_heads(self, point: HookPoint) -> Tensor:
+        """The activation at a hook point; of a norm in front of split inputs, that which all heads have.
+
+        Raises:
+            AnalysisError: if it differs between heads.
+        """
+        kept = self[str(point.name)]
+        axes = point.axes if self.has_batch_dim else point.axes[1:]
+        if kept.ndim <= len(axes):
+            return kept
+        if not torch.equal(kept, kept[..., :1, :].expand_as(kept)):
+            raise AnalysisError(
+                f"{point.name} differs between heads, since hooks changed what some of them read: "
+                "no one norm stands between the stream and attention in this run"
+            )
+        return kept[..., 0, :]
 
     def _run(self, function: Callable[..., Tensor], stream: Tensor, *args: Any) -> Tensor:
         """What a part of the model makes of a stream, where and as what the cache keeps it."""
@@ -521,7 +556,7 @@ def _kind(tokens: Tensor | np.ndarray) -> str:
 
 def _check_stack(stack: Any) -> None:
     if not isinstance(stack, Tensor) or not stack.is_floating_point():
-        found = str(stack.dtype).removeprefix("torch.") if isinstance(stack, Tensor) else f"a {type(stack).__name__}"
+        found = dtype_name(stack) if isinstance(stack, Tensor) else f"a {type(stack).__name__}"
         raise InputError(f"the stack is {found}; it is a tensor of floating-point numbers [component batch pos d_model]")
 
 

@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from encoderlens.components.stand_ins import check_layers, hooked_names
 from encoderlens.devices import device_named
 from encoderlens.errors import AnalysisError, HookNameError, InputError
 from encoderlens.fingerprint import WeightsOfRun, fingerprint
-from encoderlens.given import is_whole
+from encoderlens.given import described, holds_integers, is_whole
 from encoderlens.names import act_name, did_you_mean
 from encoderlens.slices import Slice, SliceInput
 
@@ -43,6 +44,7 @@ class CachedRun(Mapping[str, Tensor]):
         has_batch_dim: whether tensors still have their batch axis.
         tokens: the token ids of the run [batch pos], None for a run from a residual stream.
         mask: True at real positions [batch pos]; None when every position is real.
+        hooked: the names of the modules that had forward hooks of torch.
         positions: which positions of the run are kept [pos]; None when all are.
         frame_times: the time of each position in seconds [pos], for audio.
     """
@@ -65,16 +67,20 @@ class CachedRun(Mapping[str, Tensor]):
         self.positions = positions
         self.frame_times = frame_times
         self.weights = WeightsOfRun(model)
+        self.hooked = hooked_names(model)
 
     def check_weights(self, modules: Iterable[nn.Module]) -> None:
-        """Refuse to read weights that have changed since the run.
+        """Refuse to read weights that have changed since the run, or that are not all that their module computed with.
 
         Args:
             modules: the parts of the model whose weights are read.
 
         Raises:
-            AnalysisError: with the first that has changed.
+            AnalysisError: with the first that has changed, or that has a forward hook of torch.
+            WeightsError: for what stands in for a layer, and computes in a way of its own.
         """
+        modules = list(modules)
+        check_layers(self.model, modules, self.hooked)
         read = {part for module in modules for part in module.modules()}
         names = [name for name, module in self.model.named_modules() if module in read]
         changed = next(self.weights.changed_in(names), None)
@@ -189,7 +195,9 @@ class CachedRun(Mapping[str, Tensor]):
 
         Raises:
             InputError: if the file cannot be written, or the model's weights have changed since the run.
+            WeightsError: for a model on the meta device.
         """
+        _check_path(path)
         changed = next(self.weights.changed_in(name for name, _ in self.model.named_modules()), None)
         if changed is not None:
             raise InputError(
@@ -223,14 +231,19 @@ class CachedRun(Mapping[str, Tensor]):
             model: the model that ran; its sizes, hook points and weights must be those of the file.
 
         Raises:
-            InputError: for a file that is not there, is no cache, or belongs to another model.
+            InputError: for a file that is not there, is no cache, is damaged, or belongs to another model.
+            WeightsError: for a model on the meta device.
         """
+        _check_path(path)
         try:
             with safe_open(path, framework="pt") as file:
                 about = _checked(file, path, model)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read as a cache: {error}") from error
+        fault = _fault(about, tensors, model)
+        if fault:
+            raise InputError(f"{path} is damaged: {fault}; save the cache again")
         beside = {name: tensors[name] for name in _BESIDE if name in tensors}
         return cls({name: tensors[name] for name in about["names"]}, model, about["has_batch_dim"], **beside)
 
@@ -270,6 +283,43 @@ def _parsed(stored: str, path: Path | str) -> dict[str, Any]:
             f"{path} is damaged, or of another version: it does not say {', '.join(kinds)} of its cache; save it again"
         )
     return about
+
+
+def _fault(about: dict[str, Any], tensors: dict[str, Tensor], model: Any) -> str:
+    """What is wrong with the tensors of a file; empty if they can be those of a cache."""
+    batched = about["has_batch_dim"]
+    for name in about["names"]:
+        if not tensors[name].is_floating_point():
+            return f"{name!r} is {described(tensors[name])}, and activations are floating-point numbers"
+        axes = model.hook_dict[name.removesuffix("_grad")].axes
+        if not _fits(tensors[name], axes if batched else [axis for axis in axes if axis != "batch"], model):
+            return f"{name!r} is {described(tensors[name])}, and its axes are {' '.join(axes)}"
+    tokens, mask = tensors.get("tokens"), tensors.get("mask")
+    if tokens is not None and not holds_integers(tokens):
+        return f"the tokens are {described(tokens)}, and are whole numbers"
+    if mask is not None and (mask.dtype != torch.bool or (tokens is not None and mask.shape != tokens.shape)):
+        return f"the mask is {described(mask)}; it is True or False for each position"
+    return ""
+
+
+def _fits(tensor: Tensor, axes: Sequence[str], model: Any) -> bool:
+    """Whether a tensor has these axes, of which a position axis may have been dropped."""
+    cfg = model.cfg
+    sizes = {"head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp}
+    for kept in (axes, [axis for axis in axes if axis not in ("pos", "query")]):
+        if tensor.ndim == len(kept):
+            return all(size == sizes.get(axis, size) for axis, size in zip(kept, tensor.shape, strict=True))
+    return False
+
+
+def _check_path(path: Any) -> None:
+    """Refuse what names no file.
+
+    Raises:
+        InputError: with what it is.
+    """
+    if not isinstance(path, str | Path):
+        raise InputError(f"path is {described(path)}; give the name of a file")
 
 
 def as_slice(value: Window) -> Slice:

@@ -1,6 +1,7 @@
 """A TransformerLens-style dictionary as a configuration: its field names, its defaults where an encoder has them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,68 +26,39 @@ from encoderlens.config import (
     ProjectionPart,
 )
 from encoderlens.config.fields import ActivationName, Count, NotNegative, Seed, Size, check_value, frozen
+from encoderlens.config.hooked_transformer_config import DEFAULTS, fields_of
 from encoderlens.errors import ConfigError
 from encoderlens.names import did_you_mean
 
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What a TransformerLens-style dictionary asks for: a configuration, and how to make a model of it."""
+    """What is asked for: a configuration, and how to make a model of it."""
 
     encoder: EncoderConfig
     device: str | torch.device | None
     dtype: torch.dtype
     seed: int | None
-    tokenizer_name: str | Path | None
     flags: dict[str, bool]
 
 
 # Fields of TransformerLens' configuration that ask for something which an encoder here does not have, and their neutral value.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "normalization_type": ("LN",),
-    "positional_embedding_type": ("standard",),
-    "use_attn_scale": (True,),
-    "init_mode": ("gpt2",),
-    "n_devices": (1,),
-    "final_rms": (False,),
-    "attn_only": (False,),
-    "gated_mlp": (False,),
-    "parallel_attn_mlp": (False,),
-    "use_local_attn": (False,),
-    "use_attn_in": (False,),
-    "use_hook_tokens": (False,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "post_embedding_ln": (False,),
-    "trust_remote_code": (False,),
-    "load_in_4bit": (False,),
-    "from_checkpoint": (False,),
-    "init_weights": (True,),
-    "n_key_value_heads": (None,),
-    "uses_rms_norm": (False,),
-    "layer_norm_folding": (False,),
-    "num_experts": (None,),
-    "experts_per_token": (None,),
-    "norm_topk_prob": (False,),
-    "use_qk_norm": (False,),
-    "clip_qkv": (None,),
-    "use_logn_attn": (False,),
-    "use_dynamic_ntk_rope": (False,),
-    "use_NTK_by_parts_rope": (False,),
-    "use_yarn_rope": (False,),
-    "use_attention_sinks": (False,),
-    "use_normalization_before_and_after": (False,),
-    "ungroup_grouped_query_attention": (False,),
-    "attn_scores_soft_cap": (-1.0,),
-    "output_logits_soft_cap": (-1.0,),
-    "checkpoint_index": (None,),
-    "checkpoint_label_type": (None,),
-    "checkpoint_value": (None,),
-    "window_size": (None,),
-    "attn_types": (None,),
-    "rotary_dim": (None,),
-    "relative_attention_max_distance": (None,),
-    "relative_attention_num_buckets": (None,),
-    "quantization_method": (None,),
+_NEUTRAL: dict[str, Any] = {
+    name: DEFAULTS[name]
+    for name in (
+        *("normalization_type", "positional_embedding_type", "use_attn_scale", "init_mode"),
+        *("n_devices", "final_rms", "attn_only", "gated_mlp", "parallel_attn_mlp"),
+        *("use_local_attn", "use_attn_in", "use_hook_tokens", "scale_attn_by_inverse_layer_idx"),
+        *("post_embedding_ln", "trust_remote_code", "load_in_4bit", "from_checkpoint"),
+        *("init_weights", "n_key_value_heads", "uses_rms_norm", "layer_norm_folding"),
+        *("num_experts", "experts_per_token", "norm_topk_prob", "use_qk_norm", "clip_qkv"),
+        *("use_logn_attn", "use_dynamic_ntk_rope", "use_NTK_by_parts_rope", "use_yarn_rope"),
+        *("use_attention_sinks", "use_normalization_before_and_after"),
+        *("ungroup_grouped_query_attention", "attn_scores_soft_cap", "output_logits_soft_cap"),
+        *("checkpoint_index", "checkpoint_label_type", "checkpoint_value", "window_size"),
+        *("attn_types", "rotary_dim", "relative_attention_max_distance"),
+        *("relative_attention_num_buckets", "quantization_method"),
+    )
 }
 # Fields that tune one of those, or describe text and provenance; whatever they say changes nothing.
 _IDLE = (
@@ -110,8 +82,49 @@ _HELD: dict[str, Any] = {
     **dict.fromkeys(("num_conv_pos_embeddings", "num_conv_pos_embedding_groups"), Size),
     "mask_embed": bool,
 }
-_OPTIONAL = ("d_mlp", "seed", "tokenizer_name", "model_name", "device", "dtype")  # of which None says nothing
+_OPTIONAL = ("d_mlp", "eps", "seed", "tokenizer_name", "model_name", "device", "dtype")  # of which None says nothing
+UNSAID = -1
+_COMPUTED = ("n_ctx", "d_vocab")  # of which -1 says nothing
 _OF_TEXT = ("n_token_types", "tokenizer_name", "heads", "pooler")  # that models which read waveforms do not have
+
+
+def request_of(cfg: Any, from_fields: Callable[[dict[str, Any]], ModelRequest]) -> ModelRequest:
+    """What a configuration asks for: an EncoderConfig, the ``cfg`` of a model, or TransformerLens' fields in a dictionary, a
+    HookedTransformerConfig or any object with ``to_dict()``.
+
+    Args:
+        from_fields: reads such fields.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(cfg, EncoderConfig):
+        return ModelRequest(cfg, None, torch.float32, None, {})
+    if isinstance(cfg, ModelConfig):
+        flags = {flag: getattr(cfg, flag) for flag in ModelConfig.FLAGS}
+        return ModelRequest(cfg.encoder, cfg.device, cfg.dtype, None, flags)
+    return from_fields(fields_of(cfg))
+
+
+def tokenizer_name_of(cfg: Any) -> str | Path | None:
+    """The tokenizer that a configuration names, if it names one.
+
+    Raises:
+        ConfigError: for anything but a text or a path.
+    """
+    if isinstance(cfg, EncoderConfig | ModelConfig):
+        return None
+    name = fields_of(cfg).get("tokenizer_name")
+    if name is not None:
+        check_value("tokenizer_name", name, str | Path)
+    return name
+
+
+def sized_by(tokenizer: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """TransformerLens' fields, with ``d_vocab`` from a tokenizer, if there is one, where they do not say it."""
+    if tokenizer is None or fields.get("d_vocab", UNSAID) != UNSAID:
+        return fields
+    return fields | {"d_vocab": max(tokenizer.get_vocab().values()) + 1}
 
 
 def request_from_dict(values: dict[str, Any]) -> ModelRequest:
@@ -222,13 +235,14 @@ def audio_request_from_dict(values: dict[str, Any]) -> ModelRequest:
 
 def _said(values: dict[str, Any]) -> dict[str, Any]:
     """The fields that say something, with Python's own numbers."""
-    return {name: frozen(value) for name, value in values.items() if value is not None or name not in _OPTIONAL}
+    said = {name: frozen(value) for name, value in values.items() if value is not None or name not in _OPTIONAL}
+    return {name: value for name, value in said.items() if name not in _COMPUTED or value != UNSAID}
 
 
 def _request(encoder: EncoderConfig, values: dict[str, Any]) -> ModelRequest:
     flags = {flag: values[flag] for flag in ModelConfig.FLAGS if flag in values}
     dtype = values.get("dtype", torch.float32)
-    return ModelRequest(encoder, values.get("device"), dtype, values.get("seed"), values.get("tokenizer_name"), flags)
+    return ModelRequest(encoder, values.get("device"), dtype, values.get("seed"), flags)
 
 
 def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, int, int]:
@@ -236,12 +250,13 @@ def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, in
     _refuse_unknown(values)
     missing = [name for name in required if name not in values]
     if missing:
-        raise ConfigError(f"the configuration lacks {', '.join(missing)}")
+        remedy = "; d_vocab can come from a tokenizer: give tokenizer= or tokenizer_name" if "d_vocab" in missing else ""
+        raise ConfigError(f"the configuration lacks {', '.join(missing)}{remedy}")
     _check_kinds(values)
     d_model = values["d_model"]
     n_heads, d_head = _heads(values, d_model)
     attn_scale = values.get("attn_scale", -1.0)
-    if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5):
+    if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5, rel_tol=1e-6):  # a float32 will do
         raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
     return d_model, n_heads, d_head
 
@@ -257,8 +272,8 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"{name!r} is not a field of an encoder's configuration{did_you_mean(name, known)}")
-        if name in _NEUTRAL and value not in _NEUTRAL[name]:
-            raise ConfigError(f"{name}={value!r} is not implemented for an encoder; leave it out, or set {_NEUTRAL[name][0]!r}")
+        if name in _NEUTRAL and value != _NEUTRAL[name]:
+            raise ConfigError(f"{name}={value!r} is not implemented for an encoder; leave it out, or set {_NEUTRAL[name]!r}")
     if values.get("attention_dir", "bidirectional") != "bidirectional":
         raise ConfigError(
             f"attention_dir={values['attention_dir']!r}: encoders attend both ways; leave it out or set 'bidirectional'"

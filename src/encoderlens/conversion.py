@@ -1,7 +1,7 @@
 """Between checkpoints and models: configurations read, parameters filled, and the Hugging Face model given back."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from encoderlens import loading, state_dicts, weights
-from encoderlens.components.effective import REMEDY
+from encoderlens.components.effective import REMEDY, made_of_others, weight_made_of
+from encoderlens.components.stand_ins import check_forward
 from encoderlens.config import (
     AttentionPositionsPart,
     AudioClassificationPart,
@@ -17,12 +18,14 @@ from encoderlens.config import (
     HeadPart,
     SequenceClassificationPart,
     TokenClassificationPart,
+    fields_of,
 )
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, WeightsError
 from encoderlens.families import REGISTRY, transformer_lens
 from encoderlens.families.family import Family
-from encoderlens.given import is_whole
+from encoderlens.given import described, dtype_name, fault_of, is_whole
+from encoderlens.precision import same_numbers
 from encoderlens.sentence_folder import sentence_rows
 from encoderlens.tensor_source import MemorySource
 
@@ -138,25 +141,36 @@ def lens_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: state_dict[stored] for name, stored in state_dicts.without_wrappers(state_dict, LENS_STATE).items()}
 
 
-def transformer_lens_defaults(state_dict: dict[str, Tensor]) -> dict[str, Any]:
-    """What a TransformerLens configuration means where it is silent: its eps, embeddings tied if they are equal, and the heads
-    and the pooler of which tensors are there.
+def transformer_lens_fields(cfg: Any, state_dict: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of a TransformerLens configuration; where it is silent, its eps, and what the state dict says: which heads
+    there are, and whether there is a pooler. Only a dictionary says whether the embeddings are tied; a configuration object
+    always has that field, and its class never read it.
+
+    Raises:
+        ConfigError: for what is no configuration.
     """
     embed, unembed = state_dict.get("embed.embed.W_E"), state_dict.get("unembed.W_U")
-    tied = embed is not None and unembed is not None and state_dicts.equal(embed, unembed.mT)
+    tied = embed is not None and unembed is not None and same_numbers(embed, unembed.mT)
     heads, pooler = transformer_lens.parts_in(state_dict)
-    return {"eps": transformer_lens.EPS, "tie_word_embeddings": tied, "heads": heads, "pooler": pooler}
+    known = {"eps": transformer_lens.EPS, "heads": heads, "pooler": pooler}
+    known["tie_word_embeddings"] = tied
+    given = {name: value for name, value in fields_of(cfg).items() if value is not None}
+    if not isinstance(cfg, Mapping):
+        given.pop("tie_word_embeddings", None)
+    return known | given
 
 
-def own_state(model: Encoder, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def own_state(model: Encoder, state_dict: Any) -> dict[str, Any]:
     """A state dict under a model's own names: without those of wrappers, TransformerLens' tensors under our names and in our
     layout, and what modules share under each of its names.
 
     Raises:
-        WeightsError: for several tensors in the place of one, and for tensors of TransformerLens that are misshapen, or whose
-            place is made of others.
+        WeightsError: for what is no state dict, or has no name of this model; for tensors without
+            numbers; for several tensors in the place of one, and for tensors of TransformerLens that are
+            misshapen, or whose place is made of others.
     """
     own = model.state_dict().keys()
+    _check_state(state_dict, own)
     names = state_dicts.without_wrappers(state_dict, "the state dict", known=own)
     state = {name: state_dict[stored] for name, stored in names.items()}
     foreign = {name: value for name, value in state.items() if name not in own and isinstance(value, Tensor)}
@@ -171,7 +185,53 @@ def own_state(model: Encoder, state_dict: Mapping[str, Any]) -> dict[str, Any]:
             raise WeightsError(f"the state dict holds both {target} and {key}, which are one tensor; leave one of them out")
         state[target] = tensor
         del state[key]
+    _check_names_of(model, state, own)
     return state_dicts.completed(state, state_dicts.shared_names(model))
+
+
+def _check_state(state_dict: Any, own: Container[str]) -> None:
+    """Refuse what is no mapping from names to tensors with numbers.
+
+    Raises:
+        WeightsError: with what it is.
+    """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
+        raise WeightsError(
+            f"load_state_dict takes a dictionary of names and tensors, as state_dict() gives, not {described(state_dict)}"
+            f"{' with other keys than names' if isinstance(state_dict, Mapping) else ''}"
+        )
+    for name, value in state_dict.items():
+        if isinstance(value, Tensor) and fault_of(value):
+            raise WeightsError(f"the state dict: {name} {fault_of(value)}")
+        if name in own and not isinstance(value, Tensor):
+            raise WeightsError(f"the state dict: {name} is {described(value)}, not a tensor")
+
+
+def _check_names_of(model: Encoder, state: Mapping[str, Any], own: Collection[str]) -> None:
+    """Refuse names of the same weights that load_state_dict does not read, which strict=False would pass over.
+
+    Raises:
+        WeightsError: with how they are loaded.
+    """
+    encoder, left = model.cfg.encoder, [name for name in state if name not in own]
+    family, loads = REGISTRY[encoder.family], f"{type(model).__name__}.from_"
+    hugging_face = {piece.name for row in family.rows_of(encoder) for piece in row.spellings}
+    hugging_face |= {name.removeprefix(family.base_prefix) for name in hugging_face}
+    theirs = [name for name in left if name in hugging_face]
+    if len(theirs) > len(state) - len(left):
+        raise WeightsError(
+            f"{weights.few(theirs)} are names of Hugging Face: load them into a model of transformers, and that with "
+            f"{loads}pretrained(hf_model=…)"
+        )
+    known = {*own, *(row.source for row in _lens_rows(encoder))}
+    prefixed = [name for name in left if name.partition(".")[2] in known]
+    if prefixed:
+        raise WeightsError(
+            f"{weights.few(prefixed)} are names of this model's weights behind {prefixed[0].partition('.')[0]!r}: take it off "
+            f"(name.partition('.')[2]). {loads}transformer_lens_state_dict makes a new model of TransformerLens' state dict"
+        )
+    if state and len(left) == len(state):
+        raise WeightsError(f"the state dict has no name of this model: it has {weights.few(left)}")
 
 
 def hf_base_model(model: Encoder) -> Any:
@@ -234,12 +294,17 @@ def _encoder_now(model: Encoder) -> EncoderConfig:
         WeightsError: for a weight that the configuration calls for and that is gone, and for weights that it calls one and that
             differ.
     """
+    if model.cfg.device.type == "meta":
+        raise WeightsError(
+            "the model is on the meta device, which holds no numbers to give back: load weights into one on another device"
+        )
     encoder, tensors = model.cfg.encoder, weights.tensors_of(model)
     gone = [name for group in model.weight_names for name in group if name not in tensors]
     if gone:
         raise WeightsError(
             f"the model has no {weights.few(gone)} any more: put a layer of the kind that it was made with back in place"
         )
+    _check_layers(model)
     for group in model.weight_names:
         unequal = state_dicts.first_unequal(group, tensors)
         if unequal is None:
@@ -255,6 +320,32 @@ def _encoder_now(model: Encoder) -> EncoderConfig:
     return encoder
 
 
+def _check_layers(model: Encoder) -> None:
+    """Refuse what stands in for a layer and computes with more than the tensors that a checkpoint has for it.
+
+    Raises:
+        WeightsError: for a module with a forward function of its own, or parameters of its own.
+    """
+    known = {name for group in model.weight_names for name in group}
+    owners = {name.rpartition(".")[0] for name in known} - {""}
+    running = {path for owner in owners for path in _ancestors(owner)}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if state_dicts.unwrapped(name) in running and not state_dicts.is_wrapper(module):
+            check_forward(module, name)
+    for name in map(state_dicts.unwrapped, weights.tensors_of(model)):
+        if not {name, weight_made_of(name)} & known and owners.intersection(_ancestors(name)):
+            raise WeightsError(
+                f"{name} is no weight of this family, and a checkpoint has no place for it: merge it into the layer's weight, "
+                "or make it a parametrization (torch.nn.utils.parametrize.register_parametrization)"
+            )
+
+
+def _ancestors(name: str) -> list[str]:
+    """The name, and those of everything around it."""
+    parts = name.split(".")
+    return [".".join(parts[: index + 1]) for index in range(len(parts))]
+
+
 def _check_untied(family: Family, encoder: EncoderConfig, names: Mapping[str, Tensor]) -> None:
     """Refuse a Hugging Face class with a masked-LM head that has no unembedding of its own."""
     rows = [row for row in family.part_rows["masked_lm"] if row.source in names]
@@ -266,7 +357,7 @@ def _check_untied(family: Family, encoder: EncoderConfig, names: Mapping[str, Te
 
 
 def _check_stored(model: Encoder, names: list[str]) -> None:
-    computed = [name for name in weights.computed_names(model) if name in names]
+    computed = [name for name in map(state_dicts.unwrapped, made_of_others(model)) if name in names]
     if computed:
         raise WeightsError(
             f"{weights.few(computed)}: parametrised or pruned, and so no parameter that two models could share. Take to_hf(), "
@@ -283,7 +374,7 @@ def _hf_config(model: Encoder, encoder: EncoderConfig) -> Any:
     """The Hugging Face configuration: as it was loaded, with what the model is now."""
     family = REGISTRY[encoder.family]
     values = model.hf_config | family.write_config(encoder) | {"architectures": [encoder.original_architecture]}
-    values["dtype"] = str(model.cfg.dtype).removeprefix("torch.")
+    values["dtype"] = dtype_name(model.cfg.dtype)
     return loading.hf_config(family.model_type, values)
 
 

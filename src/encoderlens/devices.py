@@ -40,15 +40,18 @@ def device_named(device: Any, *, empty: bool = False) -> torch.device:
     return found
 
 
-def check_move(move: Callable[[Tensor], Tensor]) -> Tensor:
+def check_move(move: Callable[[Tensor], Tensor], source: torch.device) -> Tensor:
     """A number, moved as parameters shall be: before the first of them goes where no tensor can be.
 
+    Args:
+        source: where the parameters are.
+
     Raises:
-        DeviceError: if torch cannot do it.
+        DeviceError: if torch cannot do it, also for what cannot be read from the meta device.
     """
     try:
-        return move(torch.zeros(1))
-    except FAILURES as error:
+        return move(torch.zeros(1, device=source if source.type == "meta" else None))
+    except (*FAILURES, TypeError, ValueError) as error:  # the last two for a type that torch does not know
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise DeviceError(f"the model cannot be moved there ({reason}), and stays where it is; {_there()}") from error
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from encoderlens.batch import Batch
 from encoderlens.components import Head, Readout, SentenceEmbedding, build, empty_parameters, share_parameters
 from encoderlens.components.contacts import ContactHead
-from encoderlens.components.effective import REMEDY, effective_weights
+from encoderlens.components.effective import REMEDY, made_of_others
 from encoderlens.components.heads import owned_labels
 from encoderlens.components.linear import Gains
 from encoderlens.components.norm import ScaledNorm
@@ -26,10 +26,11 @@ from encoderlens.config import AttentionPositionsPart, EncoderConfig, ModelConfi
 from encoderlens.config.fields import Seed, check_value, frozen
 from encoderlens.devices import check_move, device_named
 from encoderlens.errors import InputError, TaskError, WeightsError
-from encoderlens.given import Whole, as_tensor, is_whole
+from encoderlens.given import Whole, as_tensor, dtype_name, is_whole
 from encoderlens.hook_points import CachingHook, HookPoint
 from encoderlens.memory import free_bytes
 from encoderlens.names import block_of, check_word, did_you_mean
+from encoderlens.not_on_encoders import NOT_ON_ENCODERS
 from encoderlens.precision import model_dtype
 from encoderlens.sequence import Sequence, at_positions
 from encoderlens.shapes import Resid, Stream
@@ -98,13 +99,13 @@ class Encoder(WeightStacks, ABC):
         sentence_embedding: how it makes one vector of a text; None for a model that is no sentence encoder.
         hf_config: the Hugging Face configuration that it was loaded with, empty for a model that was not.
         load_report: what became of the checkpoint's tensors.
-        moves: how often it was moved or cast.
         weight_names: the names of each parameter and buffer that the configuration calls for, several where modules share it.
     """
 
     ln_final: ScaledNorm | None
 
     FRONT: ClassVar[tuple[str, ...]] = ("embed", "hook_full_embed")  # what stands in front of the blocks
+    LAST_HIDDEN_IS_NORMED: ClassVar[bool] = True  # whether Hugging Face's last hidden state has passed ln_final
 
     def __init__(self, cfg: EncoderConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -115,7 +116,6 @@ class Encoder(WeightStacks, ABC):
         self._task = next(iter(self.heads), None)
         self.hf_config: dict[str, Any] = {}
         self.load_report = LoadReport()
-        self.moves = 0
         self.setup()
 
     def _make(self, cfg: EncoderConfig) -> None:
@@ -167,11 +167,9 @@ class Encoder(WeightStacks, ABC):
         seed = frozen(seed)
         if seed is not None:
             check_value("seed", seed, Seed)
-        computed = effective_weights(self)
+        computed = made_of_others(self)
         if computed:
-            raise WeightsError(
-                f"{next(iter(computed))} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}"
-            )
+            raise WeightsError(f"{computed[0]} is parametrised or pruned, so that nothing can be drawn for it; {REMEDY}")
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         generator = torch.Generator(device_named(self.cfg.device)).manual_seed(seed)
         with torch.no_grad():
@@ -210,6 +208,31 @@ class Encoder(WeightStacks, ABC):
         super().__setstate__(state)
         self.cfg = copy.copy(self.cfg)
         self.cfg.bind(self)
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """``cfg.use_attn_result``: whether a names filter of None includes ``attn.hook_result``."""
+        self.cfg.use_attn_result = use_attn_result
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """``cfg.use_split_qkv_input``: whether a names filter of None includes ``hook_q_input`` and its like."""
+        self.cfg.use_split_qkv_input = use_split_qkv_input
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """``cfg.use_hook_mlp_in``: whether a names filter of None includes ``hook_mlp_in``."""
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def __getattr__(self, name: str) -> Any:
+        """What a module holds; for a member of TransformerLens' language models, what to use instead.
+
+        Raises:
+            AttributeError: for anything else.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in NOT_ON_ENCODERS:
+                raise
+        raise AttributeError(f"{type(self).__name__} has no {name}: {NOT_ON_ENCODERS[name]}")
 
     # Tasks and planned runs
 
@@ -410,7 +433,7 @@ class Encoder(WeightStacks, ABC):
                 if isinstance(handle.user_hook, CachingHook):
                     device = torch.device(handle.user_hook.device or self.cfg.device)
                     sizes = self.axis_sizes(name, batch)
-                    needed[device] += handle.user_hook.kept_bytes(point, sizes, self.cfg.dtype)
+                    needed[device] += handle.user_hook.kept_bytes(point, sizes, self._dtype_at(name))
         for device, size in needed.items():
             free = free_bytes(device) if size > SMALL_CACHE else None
             if free is not None and size > free:
@@ -419,6 +442,11 @@ class Encoder(WeightStacks, ABC):
                     f"{device}: keep some activations (names_filter=) or positions (pos_slice=) only, or fewer bits "
                     "(dtype=torch.bfloat16), or keep them on another device (device=), or run fewer or shorter inputs"
                 )
+
+    def _dtype_at(self, name: str) -> torch.dtype:
+        """The dtype of what passes a hook point: norms compute in float32 or wider."""
+        in_norm = name.endswith((".hook_scale", ".hook_normalized"))
+        return torch.promote_types(self.cfg.dtype, torch.float32) if in_norm else self.cfg.dtype
 
     def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
         """How long the axes of a hook point are in a run.
@@ -500,7 +528,7 @@ class Encoder(WeightStacks, ABC):
         """Where the stream that enters a layer passes (``n_layers``: the final one), or that at ``hook_resid_mid``."""
         blocks = self._layers()
         if layer == len(blocks):
-            return blocks[-1].out_point
+            return blocks[-1].hook_block_out
         return blocks[layer].hook_resid_mid if mlp_input else blocks[layer].hook_resid_pre
 
     def norm_in_front(self, layer: int, mlp_input: bool = False) -> ScaledNorm | None:
@@ -544,7 +572,7 @@ class Encoder(WeightStacks, ABC):
             args, print_details = args[:1], args[1]
         super().to(*map(_destination, args), **{name: _destination(value) for name, value in kwargs.items()})
         if print_details:
-            print(f"{type(self).__name__} is on {self.cfg.device} in {str(self.cfg.dtype).removeprefix('torch.')}")
+            print(f"{type(self).__name__} is on {self.cfg.device} in {dtype_name(self.cfg.dtype)}")
         return self
 
     def mps(self: AnyEncoder) -> AnyEncoder:
@@ -552,8 +580,7 @@ class Encoder(WeightStacks, ABC):
         return self.to("mps", print_details=False)
 
     def _apply(self: AnyEncoder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyEncoder:
-        model_dtype(check_move(fn).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
-        self.moves += 1
+        model_dtype(check_move(fn, self.cfg.device).dtype)  # whatever torch calls the move: to(), cuda(), half(), type(), …
         super()._apply(fn, recurse)
         self.cfg.bind(self)
         return self

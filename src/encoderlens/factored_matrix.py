@@ -72,6 +72,11 @@ class FactoredMatrix:
         return len(self.shape)
 
     @property
+    def has_leading_dims(self) -> bool:
+        """Whether it is a stack of matrices, with axes in front of the two."""
+        return self.ndim > 2
+
+    @property
     def AB(self) -> Float[Tensor, "*batch ldim rdim"]:
         """The product, multiplied out."""
         return self.A @ self.B

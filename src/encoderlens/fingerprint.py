@@ -2,56 +2,59 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Set
+from operator import itemgetter
 from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-_Stamp = tuple[int | None, int, torch.dtype]  # how often a tensor was written to, where it lies, and as what
-_digests = WeakTensorKeyDictionary()  # of tensors that were hashed before, each with its stamp
+from encoderlens.errors import WeightsError
+from encoderlens.precision import same_numbers
+
+SAMPLE = 256  # numbers of each tensor that are compared
 
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and contents of a model's parameters and buffers, as 64 hexadecimal digits.
 
-    It is the same on every device. What has been hashed before is hashed again only if it has changed since. A change by way
-    of ``tensor.data`` is not seen; edit under ``torch.no_grad()``.
+    It is the same on every device, and in whatever order they were registered. Every number is read each time.
+
+    Raises:
+        WeightsError: for a model on the meta device.
     """
-    whole = hashlib.sha256()
-    for name, tensor in _weights(model):
-        whole.update(f"{name} {tensor.dtype} {list(tensor.shape)} {_digest(tensor)}\n".encode())
+    whole, digests = hashlib.sha256(), {}
+    for name, tensor in sorted(_weights(model), key=itemgetter(0)):
+        if tensor.is_meta:
+            raise WeightsError(f"{name} is on the meta device, which holds no numbers: load weights into a model elsewhere")
+        if id(tensor) not in digests:
+            digests[id(tensor)] = _digest(tensor)
+        whole.update(f"{name} {tensor.dtype} {list(tensor.shape)} {digests[id(tensor)]}\n".encode())
     return whole.hexdigest()
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    """Each of them under all of its names, of which there are several where modules share it."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _digest(tensor: Tensor) -> str:
-    stamp = _stamp(tensor)
-    known = _digests.get(tensor)
-    if known is not None and known[0] == stamp:
-        return known[1]
     values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    digest = hashlib.sha256(values.numpy().data).hexdigest()
-    if stamp[0] is not None:
-        _digests[tensor] = (stamp, digest)
-    return digest
-
-
-def _stamp(tensor: Tensor) -> _Stamp:
-    version = None if tensor.is_inference() else tensor._version  # those of inference mode do not count
-    return version, tensor.data_ptr(), tensor.dtype
+    return hashlib.sha256(values.numpy().data).hexdigest()
 
 
 class WeightsOfRun:
     """What a model's weights were when it ran: enough to tell whether they have changed since, and no copy of them.
 
-    Moving the model to another device does not change its weights; casting it to another dtype does. A change by way of
-    ``tensor.data`` is not seen.
+    A weight has changed if it is another tensor, if torch has counted a write into it, or if one of
+    some numbers in it, evenly spread, is another. Moving the model to another device does not change
+    its weights; casting it to another dtype does, and so does a cast there and back that rounds them.
+
+    What torch does not count (fused optimizers, ``tensor.data``, arrays that share a weight's memory)
+    is seen by these numbers alone. Not seen is an uncounted change of a few others, such as a fused
+    optimizer's step on some rows of an embedding; and what a parametrization computes with beside
+    parameters and buffers. A fingerprint sees every number.
 
     Args:
         model: the model.
@@ -60,7 +63,6 @@ class WeightsOfRun:
 
     def __init__(self, model: Any, changed: Set[str] = frozenset()) -> None:
         self.model = model
-        self.moves = model.moves
         self._changed = changed
         self._seen = {name: _seen(module) for name, module in model.named_modules() if _holds_weights(module)}
 
@@ -73,24 +75,36 @@ class WeightsOfRun:
         for name in names:
             before = self._seen.get(name, ())
             now = _own(modules[name]) if name in modules else []
-            if name in self._changed or not self._same(before, now):
+            if name in self._changed or not _same(before, now):
                 yield name
 
-    def _same(self, before: "_Seen", now: list[Tensor]) -> bool:
-        if len(before) != len(now):
+
+class _Stamp:
+    """A tensor, as it was.
+
+    Args:
+        tensor: the tensor, of which only some numbers are kept.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor: ReferenceType[Tensor] = ref(tensor)
+        self._version, self._dtype, self._numbers = _version(tensor), tensor.dtype, _sample(tensor)
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Whether this is the tensor, and nothing in it is seen to have changed."""
+        if self._tensor() is not tensor or self._version != _version(tensor) or self._dtype != tensor.dtype:
             return False
-        return all(self._unchanged(*seen, tensor) for seen, tensor in zip(before, now, strict=True))
-
-    def _unchanged(self, seen: ReferenceType[Tensor], stamp: _Stamp, tensor: Tensor) -> bool:
-        if seen() is not tensor:
-            return False
-        version, place, dtype = stamp
-        new_version, new_place, new_dtype = _stamp(tensor)
-        same_place = place == new_place or self.moves != self.model.moves
-        return version == new_version and same_place and dtype == new_dtype
+        return tensor.is_meta or self._numbers.is_meta or same_numbers(self._numbers, _sample(tensor))
 
 
-_Seen = tuple[tuple[ReferenceType[Tensor], _Stamp], ...]
+def _version(tensor: Tensor) -> int | None:
+    """How often torch has counted a write into a tensor; it does not count for those of inference mode."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    numbers = tensor.detach().reshape(-1)
+    return numbers[:: tensor.numel() // SAMPLE | 1].clone()  # at an odd distance: not all of one column
 
 
 def _holds_weights(module: nn.Module) -> bool:
@@ -101,5 +115,9 @@ def _own(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
-def _seen(module: nn.Module) -> _Seen:
-    return tuple((ref(tensor), _stamp(tensor)) for tensor in _own(module))
+def _seen(module: nn.Module) -> tuple[_Stamp, ...]:
+    return tuple(map(_Stamp, _own(module)))
+
+
+def _same(before: tuple[_Stamp, ...], now: list[Tensor]) -> bool:
+    return len(before) == len(now) and all(stamp.is_of(tensor) for stamp, tensor in zip(before, now, strict=True))

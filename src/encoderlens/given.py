@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from encoderlens.errors import EncoderLensError, InputError
 from encoderlens.names import did_you_mean
@@ -37,7 +38,9 @@ def as_tensor(value: Any, what: str) -> Tensor:
             can hold.
     """
     if isinstance(value, Tensor):
-        _check_dense(value, what)
+        fault = fault_of(value)
+        if fault:
+            raise InputError(f"{what} {fault}")
         return value
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise InputError(f"{what} is {described(value)}; give a tensor or an array of numbers")
@@ -47,15 +50,19 @@ def as_tensor(value: Any, what: str) -> Tensor:
         raise InputError(f"{what} is {described(value)}; give one of a dtype that tensors have") from None
 
 
-def _check_dense(value: Tensor, what: str) -> None:
+def fault_of(value: Tensor) -> str:
+    """Why the numbers of a tensor cannot be read one by one, and the remedy; empty if they can."""
+    if is_lazy(value):
+        return "is not initialised: run the model once"
     if value.is_nested:
-        raise InputError(f"{what} is a nested tensor; give one padded to the longest, and a mask of what is real")
+        return "is a nested tensor; give one padded to the longest, and a mask of what is real"
     if value.layout != torch.strided:
-        raise InputError(f"{what} is a sparse tensor; give a dense one: tensor.to_dense()")
+        return "is a sparse tensor; give a dense one: tensor.to_dense()"
     if value.is_quantized:
-        raise InputError(f"{what} is a quantised tensor; give plain numbers: tensor.dequantize()")
+        return "is a quantised tensor; give plain numbers: tensor.dequantize()"
     if value.is_meta:
-        raise InputError(f"{what} is a tensor on the meta device, which holds no numbers; give one that does")
+        return "is on the meta device, which holds no numbers; give a tensor that holds them"
+    return ""
 
 
 def as_rows(value: Any, what: str, padded: str) -> Any:
@@ -135,8 +142,10 @@ def holds_integers(value: Tensor) -> bool:
     return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
-def dtype_name(value: Tensor | np.ndarray) -> str:
-    return str(value.dtype).removeprefix("torch.")
+def dtype_name(value: Tensor | np.ndarray | torch.dtype) -> str:
+    """The name of a dtype, or of that of a tensor or an array: ``"float16"``."""
+    dtype = value if isinstance(value, torch.dtype) else value.dtype
+    return str(dtype).removeprefix("torch.")
 
 
 def check_once(*given: str) -> None:
@@ -188,6 +197,6 @@ def check_text(text: str, what: str, error: type[EncoderLensError] = InputError)
 def described(value: Any) -> str:
     """What a value is, for messages."""
     if isinstance(value, Tensor | np.ndarray):
-        return f"a {type(value).__name__} of shape {list(value.shape)} and dtype {str(value.dtype).removeprefix('torch.')}"
+        return f"a {type(value).__name__} of shape {list(value.shape)} and dtype {dtype_name(value)}"
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

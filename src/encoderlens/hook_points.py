@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from encoderlens.errors import GradientError, HookNameError, HookResultError
+from encoderlens.given import dtype_name
 from encoderlens.names import block_of, check_word
 from encoderlens.run_state import EVERYWHERE, Direction, RunState, Scope
 from encoderlens.slices import Slice
@@ -343,4 +344,4 @@ def _directions(dir: Direction | Literal["both"]) -> tuple[Direction, ...]:
 
 
 def _shape_text(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)} {dtype_name(tensor)}"

@@ -24,13 +24,13 @@ from encoderlens.audio.reader import AudioReader, are_frames, audio_arguments
 from encoderlens.audio.transcripts import target_of
 from encoderlens.batch import Batch
 from encoderlens.components.heads import CTCHead
-from encoderlens.config import EncoderConfig, FrontendPart
-from encoderlens.config_from_dict import ModelRequest, audio_request_from_dict
+from encoderlens.config import AnyConfig, EncoderConfig, FrontendPart, ModelConfig, fields_of
+from encoderlens.config_from_dict import audio_request_from_dict, request_of
 from encoderlens.errors import InputError, TaskError
 from encoderlens.given import Whole, as_indices, is_whole
 from encoderlens.hub import Hub
 from encoderlens.linearised import require_eval
-from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
+from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
 from encoderlens.switches import check_switches
@@ -43,8 +43,9 @@ class HookedAudioEncoder(PretrainedEncoder):
     """A HuBERT-style encoder, randomly initialised from a configuration; ``from_pretrained`` loads a checkpoint.
 
     Args:
-        cfg: an EncoderConfig, or a dictionary with TransformerLens' field names (see ``audio_request_from_dict``), whose
-            ``device``, ``dtype``, ``seed`` and ``use_*`` fields are honoured.
+        cfg: an EncoderConfig; another model's ``cfg``; or TransformerLens' fields (see ``audio_request_from_dict``) in a
+            dictionary, a HookedTransformerConfig or any object with ``to_dict()``. Their ``device``, ``dtype``, ``seed`` and
+            ``use_*`` fields are honoured.
         move_to_device: False keeps the model on the CPU, whatever device is asked for.
         model_name: what the model is called.
         processor: a Hugging Face processor or feature extractor; by default the one that the checkpoints of this family have.
@@ -56,10 +57,11 @@ class HookedAudioEncoder(PretrainedEncoder):
     """
 
     FRONT: ClassVar[tuple[str, ...]] = ("frontend", "projection", "embed", "hook_full_embed")
+    LAST_HIDDEN_IS_NORMED: ClassVar[bool] = False
 
     def __init__(
         self,
-        cfg: EncoderConfig | dict[str, Any],
+        cfg: AnyConfig,
         move_to_device: bool = True,
         model_name: str | None = None,
         *,
@@ -68,7 +70,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         dtype: torch.dtype | None = None,
         init_weights: bool = True,
     ) -> None:
-        request = _request(cfg)
+        request = request_of(cfg, audio_request_from_dict)
         loading.check_modality(request.encoder.modality, "audio", request.encoder.model_name)
         if model_name is not None:
             request = replace(request, encoder=replace(request.encoder, model_name=model_name))
@@ -137,21 +139,21 @@ class HookedAudioEncoder(PretrainedEncoder):
 
     @classmethod
     def from_transformer_lens_state_dict(
-        cls, state_dict: dict[str, Tensor], cfg: EncoderConfig | dict[str, Any], **kwargs: Any
+        cls, state_dict: dict[str, Tensor], cfg: AnyConfig, **kwargs: Any
     ) -> "HookedAudioEncoder":
         """A model from the ``state_dict()`` of a TransformerLens HookedAudioEncoder, in eval mode.
 
         Args:
             state_dict: all of its tensors. Of the Hugging Face model inside it, the layers are ignored: it did not run them.
-            cfg: its configuration's fields as a dictionary (then the front end is that of HuBERT-base), or an EncoderConfig.
+            cfg: as for the class; TransformerLens' fields mean the front end of HuBERT-base.
             kwargs: as for the class.
 
         Raises:
             WeightsError: for tensors that are missing, left over or misshapen.
         """
         state_dict = conversion.lens_state(state_dict)
-        if isinstance(cfg, dict):
-            cfg = cfg | {"mask_embed": "hubert_model.masked_spec_embed" in state_dict}
+        if not isinstance(cfg, EncoderConfig | ModelConfig):
+            cfg = fields_of(cfg) | {"mask_embed": "hubert_model.masked_spec_embed" in state_dict}
         model = cls(cfg, init_weights=False, **kwargs)
         conversion.fill_from_transformer_lens(model, state_dict)
         return model.eval()
@@ -257,7 +259,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         return self.frame_times(n_positions)
 
     def axis_sizes(self, name: str, batch: Batch) -> dict[str, int]:
-        sizes = super().axis_sizes(name, batch)
+        sizes = super().axis_sizes(name, batch) | {"channel": self.frontend_part.channels[-1]}
         if not name.startswith("frontend.") or not isinstance(batch, AudioBatch) or batch.waves is None:
             return sizes
         n_convs = int(name.split(".")[1]) + 1
@@ -432,7 +434,3 @@ class HookedAudioEncoder(PretrainedEncoder):
 
     def _frames(self, batch: AudioBatch) -> Float[Tensor, "batch frame d_model"]:
         return self.projection(self.frontend(batch.waves, batch.samples))
-
-
-def _request(cfg: EncoderConfig | dict[str, Any]) -> ModelRequest:
-    return audio_request_from_dict(cfg) if isinstance(cfg, dict) else plain_request(cfg)

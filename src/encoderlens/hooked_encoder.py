@@ -12,13 +12,13 @@ from torch import Tensor
 from encoderlens import conversion, loading
 from encoderlens.alignment import Alignment
 from encoderlens.components.heads import MaskedLMHead
-from encoderlens.config import EncoderConfig
-from encoderlens.config_from_dict import ModelRequest, request_from_dict
+from encoderlens.config import AnyConfig, EncoderConfig, ModelConfig
+from encoderlens.config_from_dict import request_from_dict, request_of, sized_by, tokenizer_name_of
 from encoderlens.encoder import ReturnType
 from encoderlens.errors import InputError, TaskError, WeightsError
 from encoderlens.given import Whole, as_tensor, check_text, described
 from encoderlens.hub import Hub
-from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of, plain_request
+from encoderlens.pretrained_encoder import dtype_of, place_of
 from encoderlens.sequence import Sequence, check_positions
 from encoderlens.shapes import Resid
 from encoderlens.switches import check_switches
@@ -41,16 +41,18 @@ from encoderlens.text_input import (
     text_arguments,
     warn_of_cuts,
 )
+from encoderlens.token_lookup import TokenLookup
 
 Positions = Whole | list | Tensor | np.ndarray
 
 
-class HookedEncoder(PretrainedEncoder):
+class HookedEncoder(TokenLookup):
     """A BERT-style encoder, randomly initialised from a configuration; ``from_pretrained`` loads a checkpoint.
 
     Args:
-        cfg: an EncoderConfig, or a dictionary with TransformerLens' field names (see ``request_from_dict``), whose ``device``,
-            ``dtype``, ``seed``, ``tokenizer_name`` and ``use_*`` fields are honoured.
+        cfg: an EncoderConfig; another model's ``cfg``; or TransformerLens' fields (see ``request_from_dict``) in a dictionary,
+            a HookedTransformerConfig or any object with ``to_dict()``. Their ``device``, ``dtype``, ``seed``,
+            ``tokenizer_name`` and ``use_*`` fields are honoured, and a missing ``d_vocab`` comes from the tokenizer.
         tokenizer: a Hugging Face tokenizer for text input, or the folder or name of one.
         move_to_device: False keeps the model on the CPU, whatever device is asked for.
         device, dtype: of the parameters; by default the GPU if there is one, and float32.
@@ -62,7 +64,7 @@ class HookedEncoder(PretrainedEncoder):
 
     def __init__(
         self,
-        cfg: EncoderConfig | dict[str, Any],
+        cfg: AnyConfig,
         tokenizer: Any = None,
         move_to_device: bool = True,
         *,
@@ -70,11 +72,12 @@ class HookedEncoder(PretrainedEncoder):
         dtype: torch.dtype | None = None,
         init_weights: bool = True,
     ) -> None:
-        request = _request(cfg)
+        tokenizer = loading.tokenizer_given(tokenizer)
+        if tokenizer is None:
+            tokenizer = loading.tokenizer_given(tokenizer_name_of(cfg))
+        request = request_of(cfg, lambda fields: request_from_dict(sized_by(tokenizer, fields)))
         loading.check_modality(request.encoder.modality, "text", request.encoder.model_name)
         super().__init__(request, move_to_device, device, dtype, init_weights)
-        if tokenizer is None and request.tokenizer_name is not None:
-            tokenizer = request.tokenizer_name
         self.tokenizer = tokenizer
         self.prompt = "" if request.encoder.sentence is None else request.encoder.sentence.prompt
 
@@ -178,7 +181,7 @@ class HookedEncoder(PretrainedEncoder):
     def from_transformer_lens_state_dict(
         cls,
         state_dict: dict[str, Tensor],
-        cfg: EncoderConfig | dict[str, Any],
+        cfg: AnyConfig,
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> "HookedEncoder":
@@ -186,15 +189,15 @@ class HookedEncoder(PretrainedEncoder):
 
         Args:
             state_dict: its tensors. Of a dictionary's model, the heads and the pooler are those whose tensors are there.
-            cfg: its configuration's fields as a dictionary, those left out at TransformerLens' defaults, or an EncoderConfig.
+            cfg: as for the class; TransformerLens' fields that are left out have its defaults.
             tokenizer, kwargs: as for the class.
 
         Raises:
             WeightsError: for tensors that are missing, left over or misshapen.
         """
         state_dict = conversion.lens_state(state_dict)
-        if isinstance(cfg, dict):
-            cfg = conversion.transformer_lens_defaults(state_dict) | cfg
+        if not isinstance(cfg, EncoderConfig | ModelConfig):
+            cfg = conversion.transformer_lens_fields(cfg, state_dict)
         model = cls(cfg, tokenizer, init_weights=False, **kwargs)
         conversion.fill_from_transformer_lens(model, state_dict)
         return model.eval()
@@ -217,9 +220,9 @@ class HookedEncoder(PretrainedEncoder):
         device = self.cfg.device if move_to_device else made.tokens.device
         return made.tokens.to(device), made.types.to(device), made.mask.to(device)
 
-    def tokens_to_str(self, input: Any) -> Any:
+    def to_str_tokens(self, input: Any) -> Any:
         """Each token as a string: a list for a text, pair or [pos] ids; a list of lists for many or [batch pos] ids."""
-        tokenizer = require_tokenizer(self.tokenizer, "tokens_to_str")
+        tokenizer = require_tokenizer(self.tokenizer, "to_str_tokens")
         if not isinstance(input, Tensor | np.ndarray):
             texts, single = as_texts(input)
             strings = [tokenizer.convert_ids_to_tokens(self.to_tokens(text)[0][0].tolist()) for text in texts]
@@ -268,7 +271,7 @@ class HookedEncoder(PretrainedEncoder):
         if isinstance(input, TextBatch):
             if types is not None or mask is not None:
                 raise InputError("a prepared batch has its token types and its mask; give them to prepare()")
-            input.check_fit(fit)
+            input.check_fit(replace(fit, tokenizer=self.tokenizer, prompt=self.prompt))
             batch = input.at(self.cfg.device)
             if batch.vectors is None:
                 return batch
@@ -281,6 +284,7 @@ class HookedEncoder(PretrainedEncoder):
             if cuts:
                 warn_of_cuts(tokenizer, texts, made.mask, self.max_tokens)
             tokens, encodings = made.tokens, made.encodings
+            fit = replace(fit, tokenizer=tokenizer, prompt=self.prompt if isinstance(texts[0], str) else None)
             types = made.types if types is None and self.cfg.n_token_types else types
             mask = made.mask if mask is None else mask
         else:
@@ -516,7 +520,3 @@ class HookedEncoder(PretrainedEncoder):
         if "masked_lm" not in self.heads:
             raise TaskError(f"{self.cfg.model_name} has no masked-LM head, so no unembedding; its heads: {self.head_names()}")
         return cast(MaskedLMHead, self.heads["masked_lm"])
-
-
-def _request(cfg: EncoderConfig | dict[str, Any]) -> ModelRequest:
-    return request_from_dict(cfg) if isinstance(cfg, dict) else plain_request(cfg)

@@ -11,6 +11,7 @@ from encoderlens.devices import device_named
 from encoderlens.errors import GradientError, HookNameError, HookUnreachableError, InputError
 from encoderlens.hook_points import CachingHook, HookFunction, HookPoint, LensHandle, check_hook
 from encoderlens.names import NamesFilter, check_word, did_you_mean, select
+from encoderlens.precision import DTYPES
 from encoderlens.run_state import Direction, RunState, Scope
 from encoderlens.slices import Slice, SliceInput
 
@@ -264,8 +265,8 @@ class HookedRootModule(nn.Module):
         """The cache and the hooks that fill it, not yet attached: ``(cache, fwd_hooks, bwd_hooks)``."""
         cache = {} if cache is None else cache
         names = self._names(names_filter)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"dtype={dtype!r}; give a floating-point torch.dtype, such as torch.float16")
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype={dtype!r}; give a floating-point torch.dtype of 16 bits or more, such as torch.float16")
         device = None if device is None else device_named(device, empty=True)
         window = Slice.unwrap(pos_slice)
         if not window.selects_all and not any(self.hook_dict[name].axes for name in names):

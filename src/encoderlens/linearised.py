@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from encoderlens.components.freezing import Quantity, freeze
 from encoderlens.components.heads import Readout
 from encoderlens.components.residual import Passage, Step, Write, WriteOfParts
+from encoderlens.components.stand_ins import check_layers, hooked_names
 from encoderlens.encoder import Encoder
 from encoderlens.errors import AnalysisError
 from encoderlens.hook_points import CachingHook, HookPoint
+from encoderlens.precision import same_numbers
 from encoderlens.run_state import RunState
 
 # Carrying forward
@@ -157,12 +159,15 @@ def direct_rows(
 
     Raises:
         AnalysisError: for a model in training mode or made in inference mode, a head whose activation is not 0 at 0, a second
-            run in ``score`` or one that does not reach the head, and hooks that edit what split writers write.
+            run in ``score`` or one that does not reach the head, hooks that edit what split writers write, and forward hooks of
+            torch on what is taken apart.
+        WeightsError: for what stands in for a layer there, and computes in a way of its own.
     """
     require_eval(model)
     if next(model.parameters()).is_inference():
         raise AnalysisError("the model was made inside torch.inference_mode(), so nothing in it has gradients: load it outside")
     path = model.residual_path() + model.norms_to_head(head)
+    check_layers(model, _taken_apart(model, path, head, split), hooked_names(model))
     taps = _Taps(path, head, split)
     with torch.inference_mode(False), torch.enable_grad(), freeze([model], ["ln"]), freeze(head.modules.values(), ["gain"]):
         with taps.on(model):
@@ -176,6 +181,16 @@ def direct_rows(
             rows.append((["hooks"], (total - sum(values.sum(0) for _, values in rows))[None]))
     labels = tuple(label for names, _ in rows for label in names)
     return DirectRows(labels, torch.cat([values for _, values in rows]), total.detach())
+
+
+def _taken_apart(model: Encoder, path: list[Step], head: Readout, split: Collection[str]) -> Iterator[nn.Module]:
+    """The modules whose outputs are the stream, or have rows."""
+    yield from (model.embed, *model.blocks, *head.modules.values(), *(module for module, _ in head.biases().values()))
+    for step in path:
+        if isinstance(step, Passage):
+            yield step.module
+        elif isinstance(step, WriteOfParts) and step.writer.part in split:
+            yield from (step.writer, step.writer.out_layer)
 
 
 Rows = tuple[list[str], Float[Tensor, "some batch"]]
@@ -265,7 +280,7 @@ class _Taps:
         self.flowing[module] = output
 
     def _see(self, point: HookPoint, entered: Tensor, leaving: Tensor, replaced: bool) -> Tensor:
-        changed = not _equal(entered, leaving)
+        changed = not same_numbers(entered, leaving)
         if changed:
             self.edited.add(point)
         if point.name in self.parts:
@@ -288,13 +303,6 @@ class _Taps:
             tapped: torch.zeros_like(tensor) if gradient is None else gradient
             for (tapped, tensor), gradient in zip(self.flowing.items(), found, strict=False)
         }
-
-
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, where NaN is one."""
-    if torch.equal(ours, theirs):
-        return True
-    return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
 
 
 def _rows_of(step: Step, taps: _Taps, gradients: Gradients, split: Collection[str]) -> Iterator[Rows]:

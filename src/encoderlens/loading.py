@@ -486,8 +486,16 @@ def tokenizer_given(tokenizer: Any, hub: Hub = ANY_HUB) -> Any:
     """
     if isinstance(tokenizer, str | Path):
         return tokenizer_named(tokenizer, hub)
-    if tokenizer is not None and not callable(tokenizer):
-        raise ConfigError(f"tokenizer is {described(tokenizer)}; give a Hugging Face tokenizer, or the folder or name of one")
+    if tokenizer is None:
+        return None
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        found = f"the class {tokenizer.__name__}" if isinstance(tokenizer, type) else described(tokenizer)
+        raise ConfigError(
+            f"tokenizer is {found}; give a Hugging Face tokenizer (of the tokenizers package, "
+            "PreTrainedTokenizerFast(tokenizer_object=tokenizer)), or the folder or name of one"
+        )
     return tokenizer
 
 

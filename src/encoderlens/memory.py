@@ -31,11 +31,22 @@ def _group_folders() -> list[Path]:
 
 
 def _left_in_groups(folders: list[Path]) -> Iterator[int]:
-    """What each group that has a limit has left: pages that only cache files can be given up."""
+    """What each group that has a limit has left: pages that only cache files can be given up. A group that does not say how
+    many these are is left out.
+    """
     for folder in folders:
         limit = folder / "memory.max"
         if not limit.is_file() or limit.read_text().strip() == "max":
             continue
-        kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        used = int((folder / "memory.current").read_text()) - int(kinds["inactive_file"])
-        yield int(limit.read_text()) - used
+        caching = _inactive_file(folder)
+        if caching is not None:
+            yield int(limit.read_text()) - int((folder / "memory.current").read_text()) + caching
+
+
+def _inactive_file(folder: Path) -> int | None:
+    """How much of a group's memory only caches files; None where the system does not say."""
+    statistics = folder / "memory.stat"
+    if not statistics.is_file():
+        return None
+    kinds = dict(line.split() for line in statistics.read_text().splitlines())
+    return int(kinds["inactive_file"]) if "inactive_file" in kinds else None

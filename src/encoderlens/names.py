@@ -17,7 +17,7 @@ _PARENT_OF = {
     **dict.fromkeys(("q", "k", "v", "rot_q", "rot_k", "z", "result"), "attn."),
     **dict.fromkeys(("rel_bias", "c2p", "p2c", "attn_scores", "pattern"), "attn."),
     **dict.fromkeys(("in", "pre", "pre_linear", "post"), "mlp."),
-    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out"), ""),
+    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "block_out", "attn_out", "mlp_in", "mlp_out"), ""),
     **dict.fromkeys(("q_input", "k_input", "v_input", "normalized_resid_mid", "normalized_resid_post"), ""),
     **dict.fromkeys(("conv_out", "resid_conv", "normalized_resid_conv"), ""),
 }

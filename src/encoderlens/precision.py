@@ -30,3 +30,15 @@ def lengths_of(vectors: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows 1"
 def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """A half-precision tensor in float32; a wider one as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, each compared as what the first is; NaN is the same as NaN."""
+    if one is other:
+        return True
+    if one.shape != other.shape:
+        return False
+    other = other.to(one.device, one.dtype)
+    if torch.equal(one, other):
+        return True
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -1,6 +1,5 @@
 """PretrainedEncoder: making hooked encoders from configurations, checkpoints and Hugging Face models, and giving these back."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from encoderlens import conversion, loading, state_dicts
 from encoderlens.activation_cache import ActivationCache
-from encoderlens.config import EncoderConfig
 from encoderlens.config_from_dict import ModelRequest
 from encoderlens.devices import device_named
 from encoderlens.encoder import Encoder
@@ -88,7 +86,7 @@ class PretrainedEncoder(Encoder):
         """The time of each position in seconds, of models that read waveforms."""
         return None
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As in ``torch.nn.Module``, and further:
 
         - a state dict of TransformerLens, or one that torch.compile or DataParallel has added to the names of, is recognised;
@@ -101,8 +99,10 @@ class PretrainedEncoder(Encoder):
             assign: take the tensors themselves, rather than their values.
 
         Raises:
-            WeightsError: before anything is loaded, for different tensors in the place of one, and for TransformerLens' tensors
-                that do not fit.
+            WeightsError: before anything is loaded, for what is no state dict; for names of Hugging Face, or
+                with something in front, and where no name is this model's, also without ``strict``; for
+                tensors without numbers, different tensors in the place of one, and TransformerLens'
+                tensors that do not fit.
             RuntimeError: torch's own, for names or shapes that do not fit.
         """
         shared = state_dicts.shared_names(self)
@@ -124,19 +124,6 @@ class PretrainedEncoder(Encoder):
             WeightsError: for weights that are gone, and for different ones where the configuration calls for one.
         """
         return conversion.to_hf(self)
-
-
-def plain_request(cfg: Any) -> ModelRequest:
-    """A request for a model of this configuration, everything else at its default.
-
-    Raises:
-        ConfigError: for anything but an EncoderConfig.
-    """
-    if not isinstance(cfg, EncoderConfig):
-        raise ConfigError(
-            f"cfg is an EncoderConfig or a dictionary, not {type(cfg).__name__}; from_pretrained loads a checkpoint"
-        )
-    return ModelRequest(cfg, None, torch.float32, None, None, {})
 
 
 def place_of(device: Any, move_to_device: bool, empty: bool = False) -> torch.device:

@@ -34,6 +34,11 @@ class Sequence:
     alone: bool = False
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @classmethod
+    def of(cls, x: Float[Tensor, "batch pos *width"] | Int[Tensor, "batch pos"]) -> "Sequence":
+        """That of a batch in which every position is real."""
+        return cls(x.shape[0], x.shape[1])
+
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, made only once for all layers and runs: it depends on the key and on the sizes of the batch, and
         on no parameter.

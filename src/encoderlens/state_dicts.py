@@ -4,10 +4,10 @@ import logging
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from encoderlens.errors import WeightsError
+from encoderlens.precision import same_numbers
 
 log = logging.getLogger("encoderlens")
 
@@ -19,6 +19,11 @@ WRAPPERS = {  # what stands in front of a module's own name in a state dict, and
 }
 
 # Wrappers
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether a module holds another one as wrappers do."""
+    return any(name in WRAPPERS for name, _ in module.named_children())
 
 
 def unwrapped(name: str) -> str:
@@ -67,19 +72,9 @@ def first_unequal(group: Iterable[str], tensors: Mapping[str, Tensor]) -> tuple[
     """Two names of a group whose tensors differ; None where all are equal."""
     first, *others = group
     for other in others:
-        if not equal(tensors[first], tensors[other]):
+        if not same_numbers(tensors[first], tensors[other]):
             return first, other
     return None
-
-
-def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; NaN is the same as NaN."""
-    if one is other:
-        return True
-    if one.shape != other.shape:
-        return False
-    other = other.to(one.device, one.dtype)
-    return torch.equal(one, other) or torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def completed(state: Mapping[str, Any], groups: Groups) -> dict[str, Any]:

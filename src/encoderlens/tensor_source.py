@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from encoderlens import state_dicts
 from encoderlens.errors import CheckpointNotFoundError, WeightsError
-from encoderlens.given import described
+from encoderlens.given import described, fault_of
 
 _DTYPES = {
     "F64": torch.float64,
@@ -94,16 +94,10 @@ def _shape(value: Tensor) -> tuple[int, ...]:
 
 
 def _fault(value: Tensor) -> str:
-    """Why a tensor in memory cannot be read, and the remedy; empty if it can."""
-    if is_lazy(value):
-        return "is not initialised: run the model once"
-    if value.is_meta:
-        return "is on the meta device, which holds no numbers: load the weights of the model first"
-    if value.layout != torch.strided or value.is_nested:
-        return f"is sparse or nested ({value.layout}): take its to_dense(), or to_padded_tensor()"
-    if type(value) not in (Tensor, nn.Parameter):
-        return f"is a {type(value).__name__}, not a plain tensor: make one of it first (dequantise it, or gather its shards)"
-    return ""
+    """Why a weight in memory cannot be read, and the remedy; empty if it can."""
+    if type(value) in (Tensor, nn.Parameter) or is_lazy(value):
+        return fault_of(value)
+    return f"is a {type(value).__name__}, not a plain tensor: make one of it first (dequantise it, or gather its shards)"
 
 
 class SafetensorsSource(TensorSource):

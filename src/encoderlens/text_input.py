@@ -30,7 +30,7 @@ from encoderlens.given import (
 )
 from encoderlens.sequence import Sequence, usable
 from encoderlens.tokenizer_files import TOKENIZER_FILES
-from encoderlens.tokenizing import special_ids, tokenized
+from encoderlens.tokenizing import same_tokenizer, special_ids, tokenized
 
 log = logging.getLogger("encoderlens")
 
@@ -49,6 +49,8 @@ class TextFit:
         d_vocab, n_ctx, n_token_types: the model's sizes.
         padding: the token that positions are counted without; None where they count every token.
         masked: the token that the embeddings count wherever it stands, at padding too; None for none.
+        tokenizer, prompt: what made the tokens of texts, and what stood in front of each; None of tokens.
+            They matter to batches of texts alone, and a model without a tokenizer takes what any made.
     """
 
     d_vocab: int | None
@@ -56,9 +58,12 @@ class TextFit:
     n_token_types: int | None
     padding: int | None
     masked: int | None
+    tokenizer: Any = None
+    prompt: str | None = None
 
     @classmethod
     def of(cls, cfg: EncoderConfig) -> "TextFit":
+        """What tokens depend on."""
         positions, embed = cfg.positions, cfg.embed
         padding = positions.pad if isinstance(positions, PaddedPositionsPart) else None
         masked = embed.mask if isinstance(embed, TokenDropoutEmbeddingPart) else None
@@ -163,9 +168,14 @@ class TextBatch(TextContext):
         Raises:
             InputError: with what differs.
         """
-        names = [field.name for field in fields(fit)]
+        names = [field.name for field in fields(fit) if field.name != "tokenizer"]
+        names = [name for name in names if name != "prompt" or self.fit.prompt is not None]
         pairs = [(name, getattr(self.fit, name), getattr(fit, name)) for name in names]
-        different = [f"{name} is {before} there, {now} here" for name, before, now in pairs if before != now]
+        different = [f"{name} is {before!r} there, {now!r} here" for name, before, now in pairs if before != now]
+        tokenizers = self.fit.tokenizer, fit.tokenizer
+        if None not in tokenizers and not same_tokenizer(*tokenizers):
+            names = [f"{type(one).__name__} of {one.name_or_path!r}" for one in tokenizers]
+            different.append(f"another tokenizer made its tokens: {names[0]} there, {names[1]} here")
         if different:
             raise InputError(f"this batch was prepared by another model ({'; '.join(different)}): prepare it again")
 

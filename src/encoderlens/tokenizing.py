@@ -1,5 +1,6 @@
 """What is asked of a tokenizer, in one place: its calls change its state, so that threads take turns."""
 
+import json
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -34,3 +35,16 @@ def special_ids(tokenizer: Any) -> set[int]:
     """Tokens that are no part of a text. The unknown token stands for one that is, unless it has another role too."""
     others = [token for role, token in tokenizer.special_tokens_map.items() if role != "unk_token"]
     return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - set(tokenizer.convert_tokens_to_ids(others)))
+
+
+def same_tokenizer(one: Any, other: Any) -> bool:
+    """Whether two Hugging Face tokenizers make the same tokens of any text, but for padding and cutting."""
+    return one is other or _contents(one) == _contents(other)
+
+
+def _contents(tokenizer: Any) -> Any:
+    """All that a fast tokenizer's tokens depend on; of a slow one, its class and vocabulary."""
+    if not tokenizer.is_fast:
+        return type(tokenizer), tokenizer.get_vocab(), tokenizer.special_tokens_map
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: value for name, value in stored.items() if name not in ("padding", "truncation")}

@@ -13,10 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from encoderlens.components.effective import REMEDY, effective_weights
+from encoderlens.components.effective import REMEDY, effective_weights, made_of_others
 from encoderlens.errors import WeightsError
 from encoderlens.names import did_you_mean
-from encoderlens.precision import DTYPES
+from encoderlens.precision import DTYPES, same_numbers
 from encoderlens.state_dicts import unwrapped
 from encoderlens.tensor_source import TensorSource
 
@@ -159,11 +159,6 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {unwrapped(name): tensor for name, tensor in (tensors | effective_weights(model)).items()}
 
 
-def computed_names(model: nn.Module) -> list[str]:
-    """The weights of a model that are made of others."""
-    return [unwrapped(name) for name in effective_weights(model)]
-
-
 def present(rows: Iterable[Row], model: nn.Module) -> list[Row]:
     """Those whose parameter, or buffer, the model has."""
     names = tensors_of(model)
@@ -227,7 +222,7 @@ def apply(
         WeightsError: before anything is read, for tensors that are missing, left over or misshapen, and for a model with
             weights that are made of others; while reading, for NaN, and for tensors that share a parameter but differ.
     """
-    computed = computed_names(model)
+    computed = made_of_others(model)
     if computed:
         raise WeightsError(f"{few(computed)}: parametrised or pruned, so that nothing can be read into it; {REMEDY}")
     parameters, rows = tensors_of(model), present(rows, model)
@@ -391,7 +386,7 @@ def _check_numbers(values: Tensor, piece: Piece, source: TensorSource) -> None:
 
 def _equal(row: Row, piece: Piece, parameter: Tensor, source: TensorSource, sizes: Mapping[str, int]) -> bool:
     return all(
-        torch.equal(parameter.detach()[start:stop], rows.to(parameter.device, parameter.dtype))
+        same_numbers(parameter.detach()[start:stop], rows)
         for start, stop, rows in _chunks(row, piece, parameter, source, sizes)
     )
 

@@ -266,7 +266,7 @@ def test_pairs_of_tokens_add_up_to_the_cosine(name: str) -> None:
     assert_complete(pairs, 1e-11)
     assert_parity(pairs.values.sum(), cosines(model, TEXTS[0], TEXTS[3])[0], tolerance=1e-11)
     assert pairs.cosine == float(pairs.values.sum())
-    assert [label.split()[-1] for label in pairs.labels["component"]] == [*model.tokens_to_str(TEXTS[0]), "bias"]
+    assert [label.split()[-1] for label in pairs.labels["component"]] == [*model.to_str_tokens(TEXTS[0]), "bias"]
     back = token_pairs(model, TEXTS[3], TEXTS[0])
     assert_parity(back.values, pairs.values.mT, tolerance=1e-12)
     assert (back.labels["component"], back.labels["component of the second"]) == tuple(reversed(pairs.labels.values()))

@@ -90,7 +90,7 @@ def test_each_stream_goes_through_the_models_own_head(kind, case):
 def test_the_last_stream_says_what_the_model_says(kind, case):
     model = made(kind, case.name)
     lens = logit_lens(model, TEXTS[0], top_k=1000)
-    expected = probabilities(case, model(TEXTS[0]), torch.ones(1, len(model.tokens_to_str(TEXTS[0]))))[0].detach()
+    expected = probabilities(case, model(TEXTS[0]), torch.ones(1, len(model.to_str_tokens(TEXTS[0]))))[0].detach()
     assert_close(lens.values[-1], expected.sort(descending=True).values)
     assert_close(expected.gather(-1, lens.ids[-1]), lens.values[-1])
     if case.name not in ("regression", "multi_label", "answers"):
@@ -154,7 +154,7 @@ def test_positions_choose_columns(post, positions, numbers):
     every, chosen = logit_lens(post, TEXTS[0]), logit_lens(post, TEXTS[0], positions)
     assert_close(chosen.values, every.values[:, numbers])
     assert torch.equal(chosen.ids, every.ids[:, numbers])
-    tokens = post.tokens_to_str(TEXTS[0])
+    tokens = post.to_str_tokens(TEXTS[0])
     assert chosen.labels["pos"] == tuple(f"{number} {tokens[number]}" for number in numbers)
 
 

@@ -156,7 +156,7 @@ def test_what_is_masked(trained):
 
     def shown(method):
         return [
-            " ".join(trained.tokens_to_str(torch.tensor(copy.tokens)))
+            " ".join(trained.to_str_tokens(torch.tensor(copy.tokens)))
             for copy in masked_texts(trained, batch, method)[0].copies
         ]
 

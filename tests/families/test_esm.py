@@ -59,7 +59,7 @@ def test_a_protein_as_text(proteins: Any) -> None:
     assert encoding["input_ids"].tolist()[0] == [0, *(VOCABULARY.index(residue) for residue in UBIQUITIN), 2]
     with torch.no_grad():
         assert_parity(model(UBIQUITIN), hf_model(**encoding).logits)
-    assert model.tokens_to_str(UBIQUITIN)[:4] == ["<cls>", "M", "Q", "I"]
+    assert model.to_str_tokens(UBIQUITIN)[:4] == ["<cls>", "M", "Q", "I"]
 
 
 def test_proteins_of_different_lengths_and_with_masks(proteins: Any) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from encoderlens import HookedEncoder, HookPoint
 from tests.additive import run
-from tests.hooks import assert_documented, declared, replaced, shape
+from tests.hooks import assert_documented, declared, replaced, shape, while_split
 from tests.parity import assert_changed, assert_parity
 from tests.text_families import ENCODERS, HEADS, MASKED_LM, TEXT, text_batch, text_model
 
@@ -20,7 +20,13 @@ every_base_class = pytest.mark.parametrize("hf_class", [family.base_class for fa
 def sizes(model: HookedEncoder, logits: Tensor) -> dict[str, int]:
     cfg = model.cfg
     widths = {"d_model": cfg.d_model, "d_embed": cfg.d_embed, "d_mlp": cfg.d_mlp, "d_head": cfg.d_head, "1": 1}
-    heads = {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads, "label": logits.shape[-1], "d_vocab": cfg.d_vocab}
+    heads = {
+        "head": cfg.n_heads,
+        "kv_head": cfg.n_kv_heads,
+        "qkv_head": cfg.n_heads + 2 * cfg.n_kv_heads,
+        "label": logits.shape[-1],
+        "d_vocab": cfg.d_vocab,
+    }
     return {"batch": 3, "pos": 11, "query": 11, "key": 11} | widths | heads
 
 
@@ -39,7 +45,8 @@ def assert_all_fire_and_change_nothing(model: HookedEncoder) -> None:
 
     head = model.heads[str(model.task)]
     elsewhere = of_heads(model) - set(head.modules)
-    expected = {name: axes for name, axes in declared(model).items() if name.split(".")[0] not in elsewhere}
+    axes_of = while_split(model, declared(model))
+    expected = {name: axes for name, axes in axes_of.items() if name.split(".")[0] not in elsewhere}
     with torch.no_grad():
         plain = run(model, batch)
         with model.hooks([(list(expected), note)]):

@@ -17,7 +17,7 @@ from encoderlens.audio.processor import Processing
 from encoderlens.audio.rates import check_rate, resampled
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
-from encoderlens.given import as_tensor, described
+from encoderlens.given import as_tensor, described, dtype_name
 
 NORM_EPS = 1e-7  # under the square root, where a processor gives each clip zero mean and unit variance
 MAX_CHANNELS = 32
@@ -123,9 +123,7 @@ def _scaled(item: Tensor, where: str) -> Tensor:
     if item.is_floating_point():
         return item if item.dtype == torch.float64 else item.float()
     if item.dtype not in FULL_SCALE:
-        raise InputError(
-            f"{where} has dtype {str(item.dtype).removeprefix('torch.')}; samples are floating-point numbers, int16 or int32"
-        )
+        raise InputError(f"{where} has dtype {dtype_name(item)}; samples are floating-point numbers, int16 or int32")
     return item.float() / FULL_SCALE[item.dtype]
 
 
@@ -224,6 +222,6 @@ def _check_peaks(clips: Clips, dtype: torch.dtype) -> None:
         peak = _peak(clip)
         if peak > limit:
             raise InputError(
-                f"clip {index} has samples of {peak:.3g}, too large for {str(dtype).removeprefix('torch.')} (at most "
+                f"clip {index} has samples of {peak:.3g}, too large for {dtype_name(dtype)} (at most "
                 f"{limit:.3g}); waveforms lie between -1 and 1"
             )

@@ -18,7 +18,7 @@ from encoderlens.audio.rates import check_rate
 from encoderlens.audio.timing import Timing
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
-from encoderlens.given import as_rows, as_tensor, check_keys, check_once
+from encoderlens.given import as_rows, as_tensor, check_keys, check_once, dtype_name
 from encoderlens.names import check_word
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import Resid
@@ -145,7 +145,7 @@ class AudioReader:
         frames = as_tensor(frames, "the input")
         if frames.shape[-1] != self.d_model or 0 in frames.shape or not frames.is_floating_point():
             raise InputError(
-                f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}; they are floating-point numbers "
+                f"frames are {dtype_name(frames)} {list(frames.shape)}; they are floating-point numbers "
                 f"[batch frame {self.d_model}], as to_frames makes them"
             )
         values = frames.detach().to(self.dtype)

@@ -9,6 +9,7 @@ from rich.table import Table
 from encoderlens.cli.common import AsJson, Model, Task, axis_sizes, open_model
 from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.encoder import Encoder
+from encoderlens.given import dtype_name
 from encoderlens.names import block_of
 
 
@@ -49,7 +50,7 @@ def describe(model: Encoder) -> dict[str, Any]:
         "d_vocab": cfg.d_vocab_out or "none",
         "positions": cfg.positional_embedding_type if cfg.n_ctx is None else f"{cfg.n_ctx} ({cfg.positional_embedding_type})",
         "norm": f"{cfg.normalization_type}, eps {cfg.eps:g}",
-        "dtype": str(cfg.dtype).removeprefix("torch."),
+        "dtype": dtype_name(cfg.dtype),
     }
     sizes = axis_sizes(model)
     points = [

@@ -41,7 +41,7 @@ def text_items(model: HookedEncoder, texts: list[Any]) -> list[Item]:
         InputError: for a text that the model cannot read at all.
     """
     model.to_tokens(texts, truncate=model.sentence_embedding is not None)  # which says in the log what it cuts
-    tokens = model.tokens_to_str(texts)
+    tokens = model.to_str_tokens(texts)
     return [
         Item(f"--text {text!r}", text, {"text": text, "tokens": pieces}, mask_positions(model, text), None)
         for text, pieces in zip(texts, tokens, strict=True)

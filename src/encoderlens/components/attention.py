@@ -3,12 +3,13 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.freezing import Freezable
 from encoderlens.components.linear import Linear, WeightView
 from encoderlens.components.residual import Writer
+from encoderlens.components.stand_ins import check_unhooked
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import HeadVectors, KVHeadVectors, Scores, Stream
@@ -62,24 +63,33 @@ class Attention(Writer, Freezable):
         self.hook_result = HookPoint("batch pos head d_model", on_demand="use_attn_result")
 
     def forward(
-        self, q_input: Tensor, k_input: Tensor, v_input: Tensor, sequence: Sequence
+        self, q_input: Tensor, k_input: Tensor, v_input: Tensor, sequence: Sequence | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Inputs are the stream [batch pos d_model], or one stream a (key and value) head [batch pos head d_model]."""
+        """Inputs are the stream [batch pos d_model], or one stream for each (key and value) head [batch pos head d_model].
+        Without a sequence, every position is real.
+        """
+        sequence = Sequence.of(q_input) if sequence is None else sequence
         q = self.hook_q(self._project(q_input, self.q))
         k = self.hook_k(self._project(k_input, self.k))
         v = self.hook_v(self._project(v_input, self.v))
         z = self.hook_z(self._mix(q, k, v, sequence))
         if self.hook_result.active:
+            self._check_unhooked(self.o)
             result, bias = self.hook_result(self.spread(z, self.W_O)), self.out_bias
             return result.sum(-2) if bias is None else result.sum(-2) + bias
         return self.o(z.flatten(-2))
 
-    def _project(self, x: Tensor, linear: Linear) -> HeadVectors:
+    def _project(self, x: Tensor, linear: nn.Module) -> HeadVectors:
         if x.ndim == 3:
             return linear(x).unflatten(-1, (-1, self.d_head))
+        self._check_unhooked(linear)
         weight, bias = effective(linear), effective_bias(linear)
         projected = torch.einsum("...hm,hdm->...hd", x, weight.unflatten(0, (-1, self.d_head)))
         return projected if bias is None else projected + bias.unflatten(0, (-1, self.d_head))
+
+    def _check_unhooked(self, layer: nn.Module) -> None:
+        """Refuse hooks that act on a whole layer where its weights are used a head at a time."""
+        check_unhooked(layer, f"a layer of {str(self.hook_z.name).removesuffix('.hook_z')}")
 
     def _mix(self, q: HeadVectors, k: KVHeadVectors, v: KVHeadVectors, sequence: Sequence) -> HeadVectors:
         q, k = self.placed(q, k, sequence)
@@ -132,7 +142,7 @@ class Attention(Writer, Freezable):
         return [self.hook_result]
 
     @property
-    def out_layer(self) -> Linear:
+    def out_layer(self) -> nn.Module:
         return self.o
 
     @property

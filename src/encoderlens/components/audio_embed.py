@@ -115,14 +115,15 @@ class AudioEmbed(nn.Module):
     def forward(
         self,
         frames: Float[Tensor, "batch pos d_model"],
-        masked: Bool[Tensor, "batch pos"] | None,
-        sequence: Sequence,
+        masked: Bool[Tensor, "batch pos"] | None = None,
+        sequence: Sequence | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The stream that enters block 0.
+        """The stream that enters block 0. Without a sequence, every frame is real.
 
         Raises:
             InputError: for masked frames without a vector that stands for them.
         """
+        sequence = Sequence.of(frames) if sequence is None else sequence
         embed = self.hook_embed(sequence.zeroed(self._masked(frames, masked, sequence)))
         resid = embed + self.hook_pos_embed(self.pos_embed(embed, sequence))
         return F.dropout(resid if self.ln is None else self.ln(resid), self.dropout, self.training)

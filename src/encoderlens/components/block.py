@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,7 +18,10 @@ from encoderlens.shapes import Resid, Stream
 
 
 class Block(nn.Module, ABC):
-    """What blocks share: attention with split inputs on demand, dropout, and their place on the residual path."""
+    """What blocks share: attention with split inputs on demand, dropout, and their place on the residual path.
+
+    ``hook_block_out`` is where the block's output passes, in every family.
+    """
 
     dropout: float
     mlp_dropout: float
@@ -29,10 +33,16 @@ class Block(nn.Module, ABC):
     hook_v_input: HookPoint
     hook_resid_pre: HookPoint
     hook_resid_mid: HookPoint
+    hook_block_out: HookPoint
+
+    def forward(self, resid_pre: Resid, sequence: Sequence | None = None) -> Resid:
+        """The stream after the block, from what has passed ``hook_resid_pre``. Without a sequence, every position is real."""
+        sequence = Sequence.of(resid_pre) if sequence is None else sequence
+        return self.hook_block_out(self.through(resid_pre, sequence))
 
     @abstractmethod
-    def forward(self, resid_pre: Resid, sequence: Sequence) -> Resid:
-        """The stream after the block, from what has passed ``hook_resid_pre``."""
+    def through(self, resid_pre: Resid, sequence: Sequence) -> Resid:
+        """The block's output."""
 
     @property
     @abstractmethod
@@ -44,11 +54,6 @@ class Block(nn.Module, ABC):
     def path_from_mid(self) -> list[Step]:
         """The residual path from ``hook_resid_mid`` to the block's output."""
 
-    @property
-    @abstractmethod
-    def out_point(self) -> HookPoint:
-        """Where the block's output passes."""
-
     @abstractmethod
     def settled(self, resid_mid: Stream) -> Stream:
         """The stream at ``hook_resid_mid``, with the norms that a stream between blocks has passed."""
@@ -57,18 +62,30 @@ class Block(nn.Module, ABC):
     def norm_in_front(self, mlp_input: bool) -> ScaledNorm | None:
         """The norm between the stream and attention, or between the stream at ``hook_resid_mid`` and the MLP."""
 
-    def _attention(self, x: Resid, sequence: Sequence) -> Float[Tensor, "batch pos d_model"]:
-        n_heads, n_kv_heads = self.attn.n_heads, self.attn.n_kv_heads
-        q = _split(x, self.hook_q_input, n_heads)
-        k, v = (_split(x, hook, n_kv_heads) for hook in (self.hook_k_input, self.hook_v_input))
+    def _attention(self, x: Resid, sequence: Sequence, ln: ScaledNorm | None = None) -> Float[Tensor, "batch pos d_model"]:
+        """What attention writes, from the stream, through a norm in front of it if there is one."""
+        if self.hook_q_input.active or self.hook_k_input.active or self.hook_v_input.active:
+            q, k, v = self._split_inputs(x, ln)
+        else:
+            q = k = v = x if ln is None else ln(x)
         return F.dropout(self.attn(q, k, v, sequence), self.dropout, self.training)
+
+    def _split_inputs(self, x: Resid, ln: ScaledNorm | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What queries, keys and values read, one stream for each head: through the norm all at once, so that its hook points
+        count the heads of queries, of keys and of values, one after the other.
+        """
+        n_heads, n_kv_heads = self.attn.n_heads, self.attn.n_kv_heads
+        q = self.hook_q_input(split_heads(x, n_heads))
+        k = self.hook_k_input(split_heads(x, n_kv_heads))
+        v = self.hook_v_input(split_heads(x, n_kv_heads))
+        if ln is None:
+            return q, k, v
+        normalized = ln(torch.cat([q, k, v], dim=-2))
+        q, k, v = normalized.split([n_heads, n_kv_heads, n_kv_heads], dim=-2)
+        return q, k, v
 
     def _mlp(self, x: Resid) -> Float[Tensor, "batch pos d_model"]:
         return F.dropout(self.mlp(x), self.mlp_dropout, self.training)
-
-
-def _split(x: Tensor, hook: HookPoint, n_heads: int) -> Tensor:
-    return hook(split_heads(x, n_heads)) if hook.active else x
 
 
 def _axes_of_keys(attn: Attention) -> str:
@@ -103,8 +120,9 @@ class PostLNBlock(Block):
         self.hook_resid_post = HookPoint("batch pos d_model")
         self.ln2 = norm()
         self.hook_normalized_resid_post = HookPoint("batch pos d_model")
+        self.hook_block_out = HookPoint("batch pos d_model")
 
-    def forward(self, resid_pre: Resid, sequence: Sequence) -> Resid:
+    def through(self, resid_pre: Resid, sequence: Sequence) -> Resid:
         attn_out = self.hook_attn_out(self._attention(resid_pre, sequence))
         resid_mid = self.hook_mlp_in(self.hook_resid_mid(resid_pre + attn_out))
         normalized_mid = self.hook_normalized_resid_mid(self.ln1(resid_mid))
@@ -119,10 +137,6 @@ class PostLNBlock(Block):
     @property
     def path_from_mid(self) -> list[Step]:
         return [Norm(self.ln1), WriteOfParts(self.hook_mlp_out, self.mlp), Norm(self.ln2)]
-
-    @property
-    def out_point(self) -> HookPoint:
-        return self.hook_normalized_resid_post
 
     def settled(self, resid_mid: Stream) -> Stream:
         return self.ln1(resid_mid)
@@ -150,10 +164,10 @@ class PreLNBlock(Block):
         super().__init__()
         self.dropout, self.mlp_dropout = dropout, mlp_dropout
         self.hook_resid_pre = HookPoint("batch pos d_model")
-        self.ln1 = norm() if norm_in_front else None
         self.hook_q_input = HookPoint("batch pos head d_model", on_demand="use_split_qkv_input")
         self.hook_k_input = HookPoint(_axes_of_keys(attn), on_demand="use_split_qkv_input")
         self.hook_v_input = HookPoint(_axes_of_keys(attn), on_demand="use_split_qkv_input")
+        self.ln1 = norm() if norm_in_front else None
         self.attn = attn
         self.hook_attn_out = HookPoint("batch pos d_model")
         self.hook_resid_mid = HookPoint("batch pos d_model")
@@ -162,10 +176,10 @@ class PreLNBlock(Block):
         self.mlp = mlp
         self.hook_mlp_out = HookPoint("batch pos d_model")
         self.hook_resid_post = HookPoint("batch pos d_model")
+        self.hook_block_out = HookPoint("batch pos d_model")
 
-    def forward(self, resid_pre: Resid, sequence: Sequence) -> Resid:
-        attn_in = resid_pre if self.ln1 is None else self.ln1(resid_pre)
-        attn_out = self.hook_attn_out(self._attention(attn_in, sequence))
+    def through(self, resid_pre: Resid, sequence: Sequence) -> Resid:
+        attn_out = self.hook_attn_out(self._attention(resid_pre, sequence, self.ln1))
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         mlp_out = self.hook_mlp_out(self._mlp(self.ln2(self.hook_mlp_in(resid_mid))))
         return self.hook_resid_post(resid_mid + mlp_out)
@@ -177,10 +191,6 @@ class PreLNBlock(Block):
     @property
     def path_from_mid(self) -> list[Step]:
         return [WriteOfParts(self.hook_mlp_out, self.mlp)]
-
-    @property
-    def out_point(self) -> HookPoint:
-        return self.hook_resid_post
 
     def settled(self, resid_mid: Stream) -> Stream:
         return resid_mid

@@ -64,8 +64,8 @@ class ConvPostLNBlock(PostLNBlock):
         self.ln_conv = norm()
         self.hook_normalized_resid_conv = HookPoint("batch pos d_model")
 
-    def forward(self, resid_pre: Resid, sequence: Sequence) -> Resid:
-        normalized_post = super().forward(resid_pre, sequence)
+    def through(self, resid_pre: Resid, sequence: Sequence) -> Resid:
+        normalized_post = super().through(resid_pre, sequence)
         conv_out = self.hook_conv_out(self.conv(resid_pre))
         resid_conv = self.hook_resid_conv(normalized_post + conv_out)
         return self.hook_normalized_resid_conv(sequence.zeroed(self.ln_conv(resid_conv)))
@@ -73,7 +73,3 @@ class ConvPostLNBlock(PostLNBlock):
     @property
     def path_from_mid(self) -> list[Step]:
         return [*super().path_from_mid, Write(self.hook_conv_out), Norm(self.ln_conv)]
-
-    @property
-    def out_point(self) -> HookPoint:
-        return self.hook_normalized_resid_conv

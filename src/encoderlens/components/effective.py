@@ -5,7 +5,7 @@
 that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +15,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from encoderlens.components.stand_ins import check_forward
 from encoderlens.errors import WeightsError
 
 REMEDY = (
@@ -42,7 +44,17 @@ def effective(module: nn.Module, name: str = "weight") -> Tensor:
 
 
 def effective_bias(module: nn.Module, name: str = "bias") -> Tensor | None:
-    """As ``effective``; None for a bias that the module does not have."""
+    """As ``effective``; None for a bias that the module does not have.
+
+    Raises:
+        WeightsError: for a module that stands in for a layer, and computes with more than its weights,
+            or has no such attribute.
+    """
+    check_forward(module)
+    return _made(module, name)
+
+
+def _made(module: nn.Module, name: str) -> Tensor | None:
     recipe = _recipes(module).get(name) if module._forward_pre_hooks else None
     if recipe is not None:
         return recipe(module)
@@ -53,48 +65,82 @@ def effective_bias(module: nn.Module, name: str = "bias") -> Tensor | None:
 
 
 class ComputedWeight(Tensor):
-    """A weight that is made of others, as it is read: it can be computed with, but an edit in place would be lost.
+    """A weight that is made of others, as it is read: it can be computed with, but an edit in place
+    would be lost.
 
-    What is computed from it is an ordinary tensor; a view of it is a ComputedWeight too.
+    What is computed from it is an ordinary tensor, and so is a copy; a view of it is a ComputedWeight
+    too. An edit of an array that shares its memory (``numpy()``) is not seen.
     """
+
+    weight_name = ""
+
+    @classmethod
+    def named(cls, weight: Tensor, name: str) -> "ComputedWeight":
+        """A weight that nothing else holds, under the name that errors call it."""
+        if weight.is_inference():  # torch counts no writes into such a tensor
+            with torch.inference_mode(False), torch.no_grad():
+                weight = weight.clone()
+        computed = weight.as_subclass(cls)
+        computed.weight_name = name
+        return computed
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Runs a function of torch on it.
 
         Raises:
-            WeightsError: for one that writes into it.
+            WeightsError: for one that has written into it, by torch's own count of writes.
         """
-        computed = args[0] if args and isinstance(args[0], cls) else None
-        if computed is not None and _writes(func.__name__):
-            raise WeightsError(
-                "this weight is parametrised or pruned, and so made of other parameters: an edit in place would be lost. Edit "
-                f"these, or {REMEDY}"
-            )
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
         with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
-            is_view = computed is not None and isinstance(result, Tensor) and _is_alias_of(result, computed)
-        return result.as_subclass(cls) if is_view else result
+            if func is Tensor.__deepcopy__:
+                return given[0].detach().clone().as_subclass(Tensor)
+            if func in _AS_ORDINARY:
+                return func(given[0].as_subclass(Tensor), *args[1:], **kwargs)
+            before = [weight._version for weight in given]
+            result = func(*args, **kwargs)
+            for weight, version in zip(given, before, strict=True):
+                if weight._version != version:
+                    raise _lost(weight.weight_name)
+            return tree_map_only(Tensor, partial(_as_view, weights=given), result)
 
 
-def _is_alias_of(one: Tensor, other: Tensor) -> bool:
+_AS_ORDINARY = (Tensor.__format__, Tensor.__reduce_ex__)  # they ask for the type
+
+
+def _as_view(tensor: Tensor, weights: Iterable[ComputedWeight]) -> Tensor:
+    """A tensor as a ComputedWeight, if it lies in the memory of one of these."""
+    for weight in weights:
+        if is_alias_of(tensor, weight):
+            return ComputedWeight.named(tensor, weight.weight_name)
+    return tensor
+
+
+def _lost(name: str) -> WeightsError:
+    return WeightsError(
+        f"{name} is parametrised or pruned, and so made of other parameters: an edit in place would be "
+        f"lost. Edit these, or {REMEDY}"
+    )
+
+
+def is_alias_of(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors lie in the same memory; also of tensors that torch.func wraps, which have no storage of their own."""
     return torch._C._is_alias_of(one, other)  # pyright: ignore[reportAttributeAccessIssue]  not in torch's stubs
 
 
-def _writes(function: str) -> bool:
-    """Whether a function of this name writes into its first argument: ``add_``, but not ``__add__``."""
-    return function == "__setitem__" or (function.endswith("_") and not function.endswith(("__", "requires_grad_")))
-
-
 def is_computed(module: nn.Module, name: str) -> bool:
     """Whether a weight of a module is made of others."""
-    return name in computed_names(module)
+    return name in _computed(module)
 
 
-def computed_names(module: nn.Module) -> list[str]:
+def _computed(module: nn.Module) -> list[str]:
     """The weights of a module that are made of others."""
     parametrized = cast(nn.ModuleDict, module.parametrizations) if is_parametrized(module) else ()
     return [*parametrized, *_recipes(module)]
@@ -102,11 +148,20 @@ def computed_names(module: nn.Module) -> list[str]:
 
 def effective_weights(model: nn.Module) -> dict[str, Tensor]:
     """Every weight inside a model that is made of others, by its name in the model."""
-    return {
-        f"{path}.{name}".removeprefix("."): effective(module, name)
-        for path, module in model.named_modules(remove_duplicate=False)
-        for name in computed_names(module)
-    }
+    made = ((name, _made(module, leaf)) for name, module, leaf in _places(model))
+    return {name: weight for name, weight in made if weight is not None}
+
+
+def made_of_others(model: nn.Module) -> list[str]:
+    """The names of these weights, none of which is computed."""
+    return [name for name, _, _ in _places(model)]
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every weight inside a model that is made of others: its name in the model, its module, and its name there."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf in _computed(module):
+            yield f"{path}.{leaf}".removeprefix("."), module, leaf
 
 
 def weight_made_of(name: str) -> str:

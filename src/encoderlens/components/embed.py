@@ -163,15 +163,17 @@ class Embed(nn.Module):
     def forward(
         self,
         tokens: Int[Tensor, "batch pos"] | None,
-        token_type_ids: Int[Tensor, "batch pos"] | None,
-        sequence: Sequence,
+        token_type_ids: Int[Tensor, "batch pos"] | None = None,
+        sequence: Sequence | None = None,
         vectors: Float[Tensor, "batch pos d_embed"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The first residual stream.
+        """The first residual stream. Token types are 0 if they are left out. Without a sequence, every position is real.
 
         Args:
             tokens: ids; None where ``vectors`` stand in place of their embeddings.
         """
+        if sequence is None:
+            sequence = Sequence.of(tokens if vectors is None else vectors)
         total = self.hook_embed(self.words(tokens, sequence) if vectors is None else vectors)
         if self.token_type_embed is not None:
             total = total + self.hook_token_type_embed(self.token_type_embed(token_type_ids, sequence))

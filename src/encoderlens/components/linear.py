@@ -8,7 +8,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from encoderlens.components.effective import REMEDY, ComputedWeight, effective, effective_bias, is_computed
+from encoderlens.components.effective import REMEDY, ComputedWeight, effective, effective_bias, is_alias_of, is_computed
+from encoderlens.components.stand_ins import check_forward
 from encoderlens.errors import WeightsError
 
 
@@ -69,7 +70,11 @@ class WeightView:
             return self
         weight = self._weight(module)
         view = rearrange(weight, self.pattern, **self._sizes(module)) if self.pattern else weight
-        return view.as_subclass(ComputedWeight) if is_computed(*self._place(module)) else view
+        layer, leaf = self._place(module)
+        if not is_computed(layer, leaf):
+            return view
+        alone = all(not is_alias_of(view, part) for part in layer.parameters())
+        return ComputedWeight.named(view if alone else view.clone(), f"{self.name} ({self.path})")
 
     def __set__(self, module: nn.Module, value: Tensor) -> None:
         owner, leaf = self._place(module)
@@ -100,8 +105,10 @@ class WeightView:
 
     def _place(self, module: nn.Module) -> tuple[nn.Module, str]:
         """The module that has the weight, and its name there."""
-        owner, _, leaf = self.path.rpartition(".")
-        return module.get_submodule(owner), leaf
+        path, _, leaf = self.path.rpartition(".")
+        owner = module.get_submodule(path)
+        check_forward(owner, f"{path} of {type(module).__name__}" if path else "")
+        return owner, leaf
 
     def _sizes(self, module: nn.Module) -> dict[str, int]:
         left = self.pattern.split("->")[0].replace("(", " ").replace(")", " ").split()

@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoderlens.components.activations import Activation, GatedActivation
 from encoderlens.components.effective import effective, effective_bias
@@ -36,7 +36,7 @@ class NeuronWriter(Writer):
         return self.hook_post
 
     @property
-    def out_layer(self) -> Linear:
+    def out_layer(self) -> nn.Module:
         return self.output
 
     @property

@@ -44,7 +44,7 @@ class Writer(Component, ABC):
 
     @property
     @abstractmethod
-    def out_layer(self) -> Linear:
+    def out_layer(self) -> nn.Module:
         """The layer that writes."""
 
     @property

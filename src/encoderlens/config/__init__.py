@@ -4,6 +4,8 @@ A part names the component that it becomes (``component``), and its fields are t
 choose parts; nothing else decides what a model looks like.
 """
 
+from typing import Any
+
 from encoderlens.config.attention import TERMS as TERMS
 from encoderlens.config.attention import AttentionPart as AttentionPart
 from encoderlens.config.attention import ContentAttentionPart as ContentAttentionPart
@@ -52,6 +54,9 @@ from encoderlens.config.heads import ReplacedTokenPart as ReplacedTokenPart
 from encoderlens.config.heads import SentenceOrderPart as SentenceOrderPart
 from encoderlens.config.heads import SequenceClassificationPart as SequenceClassificationPart
 from encoderlens.config.heads import TokenClassificationPart as TokenClassificationPart
+from encoderlens.config.hooked_transformer_config import HasFields as HasFields
+from encoderlens.config.hooked_transformer_config import HookedTransformerConfig as HookedTransformerConfig
+from encoderlens.config.hooked_transformer_config import fields_of as fields_of
 from encoderlens.config.model_config import ModelConfig as ModelConfig
 from encoderlens.config.part import AnyPart as AnyPart
 from encoderlens.config.part import Part as Part
@@ -61,3 +66,5 @@ from encoderlens.config.sentence import SentenceLayerNormPart as SentenceLayerNo
 from encoderlens.config.sentence import SentenceModulePart as SentenceModulePart
 from encoderlens.config.sentence import SentenceNormalizePart as SentenceNormalizePart
 from encoderlens.config.sentence import SentencePoolingPart as SentencePoolingPart
+
+AnyConfig = EncoderConfig | ModelConfig | HookedTransformerConfig | HasFields | dict[str, Any]

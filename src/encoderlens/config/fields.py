@@ -30,8 +30,11 @@ def is_number(value: Any) -> bool:
     return (isinstance(value, float) and math.isfinite(value)) or is_whole(value)
 
 
-Size = Annotated[int, Kind("a positive whole number", lambda value: bool(is_whole(value) and value > 0))]
-Count = Annotated[int, Kind("a positive whole number, or 0", lambda value: bool(is_whole(value) and value >= 0))]
+_SMALL = 2**31  # sizes of tensors are below
+Size = Annotated[int, Kind("a positive whole number below 2**31", lambda value: bool(is_whole(value) and 0 < value < _SMALL))]
+Count = Annotated[
+    int, Kind("a positive whole number, or 0, below 2**31", lambda value: bool(is_whole(value) and 0 <= value < _SMALL))
+]
 Share = Annotated[float, Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)]
 NotNegative = Annotated[float, Kind("a number, not below zero", lambda value: is_number(value) and value >= 0)]
 Positive = Annotated[float, Kind("a number above zero", lambda value: is_number(value) and value > 0)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from encoderlens.components.heads.head import IGNORED, AudioContext, TokenOutputs
 from encoderlens.components.heads.modules import Biases, Classifier
 from encoderlens.errors import InputError
+from encoderlens.given import dtype_name
 from encoderlens.names import did_you_mean
 from encoderlens.precision import at_least_float32
 from encoderlens.sequence import Sequence
@@ -41,7 +42,7 @@ class CTCHead(TokenOutputs[AudioContext]):
         if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim != 2 or len(labels) != sequence.batch:
             raise InputError(
                 f"labels are symbol ids [{sequence.batch} target], -100 after the end of each, not "
-                f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+                f"{dtype_name(labels)} {list(labels.shape)}"
             )
         labels = labels.long()
         wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= self.n_outputs))].tolist()

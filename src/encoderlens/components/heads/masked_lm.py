@@ -9,6 +9,7 @@ from encoderlens.components.effective import effective, effective_bias
 from encoderlens.components.heads.head import TextContext, TokenOutputs, check_class_ids, cross_entropy
 from encoderlens.components.heads.modules import Biases, MLMTransform, Unembed
 from encoderlens.components.norm import ScaledNorm
+from encoderlens.components.stand_ins import check_unhooked
 from encoderlens.errors import InputError
 from encoderlens.sequence import Sequence
 
@@ -60,6 +61,7 @@ class MaskedLMHead(TokenOutputs[TextContext]):
         return {"head_b": (self.transform.dense, "bias"), "head_ln_b": (self.transform.ln, "b"), **unembed}
 
     def score(self, resid: Tensor, sequence: Sequence, targets: Tensor) -> Tensor:
+        check_unhooked(self.unembed, "unembed")
         bias = effective_bias(self.unembed)
         scores = (self._transformed(resid) * effective(self.unembed)[targets]).sum(-1)
         return scores if bias is None else scores + bias[targets]
