@@ -176,6 +176,7 @@ def score(model: AnyModel, batch: dict[str, Tensor]) -> Tensor:
     """
     logits, rows = run(model, batch), torch.arange(len(batch["mask"]))
     at = logits[rows, POSITIONS.repeat(len(rows) // 3)] if model.heads[model.task].per_position else logits
+    at = at.reshape(len(rows), -1)  # a head may have one logit for each position
     return at[rows, targets_of(model).repeat(len(rows) // 3)]
 
 

@@ -102,7 +102,7 @@ def direct_logit_attribution(
     for chosen, batch in examples.batches("direct logit attribution"):
         here = None if at is None else at[chosen]
         scored = [torch.tensor(these[chosen], device=model.cfg.device) for these in indices.values()]
-        parts.append(direct_rows(model, head, lambda b=batch, h=here, s=scored: _score(model, b, h, s), split))
+        parts.append(direct_rows(model, head, lambda b=batch, h=here, s=scored: _score(model, head, b, h, s), split))
     components = max((part.labels for part in parts), key=len)  # with hooks, a batch may have one row more than another
     values = torch.cat([part.completed(components).values for part in parts], 1)
     total = torch.cat([part.total for part in parts])
@@ -132,9 +132,13 @@ def _positions(head: Head, examples: Examples, position: Any) -> Int[Tensor, "ex
 
 
 def _score(
-    model: Encoder, batch: Batch, at: Int[Tensor, "batch 1"] | None, outputs: list[Int[Tensor, " batch"]]
+    model: Encoder,
+    head: Head,
+    batch: Batch,
+    at: Int[Tensor, "batch 1"] | None,
+    outputs: list[Int[Tensor, " batch"]],
 ) -> Float[Tensor, " batch"]:
     """The logit of the first outputs, minus that of the second if there are any."""
-    logits = model(batch, return_type="logits", logits_at=at).flatten(0, -2)
+    logits = head.by_output(model(batch, return_type="logits", logits_at=at)).flatten(0, -2)
     picked = [logits.gather(1, output.unsqueeze(1)).squeeze(1) for output in outputs]
     return picked[0] if len(picked) == 1 else picked[0] - picked[1]

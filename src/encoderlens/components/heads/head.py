@@ -131,6 +131,10 @@ class Head(Readout, Generic[BatchKind]):
         """The index of the logit that stands for nothing, at most positions; None if all stand for something."""
         return None
 
+    def by_output(self, logits: Float[Tensor, "*logits"]) -> Float[Tensor, "*rows output"]:
+        """Logits with a last axis over outputs, which a head with a single output may leave out."""
+        return logits
+
     @abstractmethod
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
         """Refuse labels that do not fit a batch, before anything runs.
@@ -202,7 +206,8 @@ class Head(Readout, Generic[BatchKind]):
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, targets: Int[Tensor, "batch *pos"]
     ) -> Float[Tensor, "batch *pos"]:
         """One logit a sequence (or position), without the others where that is cheaper."""
-        return self.forward(resid, sequence).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        logits = self.by_output(self.forward(resid, sequence))
+        return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
     def linearise(
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, targets: Int[Tensor, "batch *pos"]
