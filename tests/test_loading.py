@@ -897,8 +897,8 @@ def test_model_that_is_not_moved_stays_on_the_cpu(saved: Callable):
 
 
 def test_unknown_options_are_refused(saved: Callable):
-    with pytest.raises(TypeError, match="fold_ln"):
-        load(saved("BertModel")[1], fold_ln=True)
+    with pytest.raises(TypeError, match="did you mean 'fold_ln'"):
+        load(saved("BertModel")[1], fold_nl=True)
 
 
 # Tokenizers

@@ -204,7 +204,7 @@ def _from_hf_model(given: ModelInMemory, model_name: str | None, task: str | Non
     made = _made_weights(hf_model, hf_class)
     state = {name: value for name, value in hf_model.state_dict().items() if name not in given.absent}
     source = without_wrappers(MemorySource(state | made, hf_class), hf_class)
-    config = hf_model.config.to_dict() | given.settings
+    config = hf_model.config.to_dict() | dict(given.settings)
     declared = _with_weights(family, [hf_class], source) if follows else [hf_class]
     found = _understand(family, declared, config, source, task, hf_class, None, model_name or hf_class)
     # A family's table names either a weight that is made of others, or these; whatever it does not name is not needed.

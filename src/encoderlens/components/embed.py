@@ -12,6 +12,7 @@ from encoderlens.components.effective import effective
 from encoderlens.components.linear import Component, Linear, WeightView
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Projection, Step, Write
+from encoderlens.errors import InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import Stream
@@ -170,11 +171,17 @@ class Embed(nn.Module):
         """The first residual stream. Token types are 0 if they are left out. Without a sequence, every position is real.
 
         Args:
-            tokens: ids; None where ``vectors`` stand in place of their embeddings.
+            tokens: ids; None for a run from ``vectors``.
+            vectors: in place of the embeddings of tokens.
+
+        Raises:
+            InputError: without either.
         """
-        if sequence is None:
-            sequence = Sequence.of(tokens if vectors is None else vectors)
-        total = self.hook_embed(self.words(tokens, sequence) if vectors is None else vectors)
+        start = vectors if tokens is None else tokens
+        if start is None:
+            raise InputError("the embeddings need tokens, or vectors in place of their embeddings")
+        sequence = Sequence.of(start) if sequence is None else sequence
+        total = self.hook_embed(start if tokens is None else self.words(tokens, sequence))
         if self.token_type_embed is not None:
             total = total + self.hook_token_type_embed(self.token_type_embed(token_type_ids, sequence))
         if self.task_type_embed is not None:
