@@ -40,7 +40,8 @@ class DirectLogitAttribution(AdditiveResult):
     def title(self) -> str:
         kinds = {"": self.target, " minus ": self.baseline or ()}
         named = [f"{word}{names[0] if len(set(names)) == 1 else 'of each example'}" for word, names in kinds.items() if names]
-        where = "" if self.tokens is None or len(self.tokens) > 1 else f" at {self.tokens[0]}"
+        places = self.tokens or ()
+        where = f" at {places[0]}" if len(places) == 1 else ""
         return f"Direct logit attribution: {''.join(named)}{where}"
 
     def columns(self) -> dict[str, list[Any]]:

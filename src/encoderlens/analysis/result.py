@@ -4,6 +4,7 @@ Two axes mean something to the code here: ``example`` counts the inputs that an 
 ``component`` counts the parts of a sum.
 """
 
+import importlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -299,7 +300,7 @@ def data_frame(columns: Mapping[str, list[Any]]) -> Any:
         PackageMissingError: where pandas is not installed.
     """
     try:
-        import pandas
+        pandas = importlib.import_module("pandas")
     except ImportError as error:
         raise PackageMissingError("to_pandas needs pandas, which is not installed: run pip install pandas") from error
     return pandas.DataFrame(dict(columns))

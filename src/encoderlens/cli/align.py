@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -56,7 +56,7 @@ def align(
     Console().print(table_of(("start (s)", "end (s)", "word", "mean probability"), rows))
 
 
-def _plain(span: AlignedSpan) -> dict[str, object]:
+def _plain(span: AlignedSpan) -> dict[str, Any]:
     frames = [span.frames.start, span.frames.stop]
     times = {"start": span.start, "end": span.end}
     return {"text": span.text} | times | {"score": span.score, "frames": frames}

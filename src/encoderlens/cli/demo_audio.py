@@ -1,5 +1,7 @@
 """``encoderlens demo`` of a speech model: what it makes of a clip."""
 
+from typing import Any
+
 import torch
 from rich.table import Table
 from rich.text import Text
@@ -36,7 +38,7 @@ def demo_of_clip(encoder: HookedAudioEncoder, name: str, path: str) -> Demo:
     batch = encoder.prepare(samples, None, rate)
     _, cache = encoder.run_with_cache(batch, return_type=None)
     reading = read(encoder, batch)
-    sections = {"How much each layer changes the stream": layer_changes(encoder, cache)}
+    sections: dict[str, Any] = {"How much each layer changes the stream": layer_changes(encoder, cache)}
     transcript = None
     if reading.position is not None:  # a class stands among the outputs below
         transcript = _prediction(encoder, batch)
