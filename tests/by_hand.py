@@ -41,8 +41,13 @@ def what_reads(cache: ActivationCache, batch: dict[str, Tensor], layer: int, mlp
     if name is None:
         return cache["resid_pre", layer]
     norm = cache.model.get_submodule(name)
-    scaled = cache[f"{name}.hook_normalized"] * norm.w
+    scaled = shared(cache[f"{name}.hook_normalized"]) * norm.w
     return (scaled if norm.b is None else scaled + norm.b).detach()
+
+
+def shared(kept: Tensor) -> Tensor:
+    """What a hook point of a norm kept; while inputs of attention are split, of the first head."""
+    return kept[:, :, 0] if kept.ndim == 4 else kept
 
 
 def bias_label(norm: str) -> str:
@@ -90,7 +95,7 @@ def by_hand(cache: ActivationCache, layer: int, mlp_input: bool, apply_ln: bool,
     rows: dict[str, Tensor] = {}
     for kind, name in steps:
         if kind == "norm":
-            norm, scale = model.get_submodule(name), cache[f"{name}.hook_scale"]
+            norm, scale = model.get_submodule(name), shared(cache[f"{name}.hook_scale"])
             rows = {label: centred(norm, row) / scale * norm.w for label, row in rows.items()}
             rows |= {} if norm.b is None else {bias_label(name): norm.b}
         elif kind == "linear":

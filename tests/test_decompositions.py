@@ -586,7 +586,7 @@ def test_a_run_that_stops_early_is_taken_apart_up_to_there() -> None:
     )
     rows = short.decompose_resid(0, True)
     assert_close(rows, cache.decompose_resid(0, True))
-    with pytest.raises(HookNameError, match=r"the cache holds no 'blocks.1.hook_normalized_resid_post'"):
+    with pytest.raises(HookNameError, match=r"the cache holds no 'blocks.1.hook_block_out'"):
         short.decompose_resid()
 
 

@@ -1,5 +1,6 @@
 """What the removed classes got wrong with text and with caches, a test each. Hooks of the same list: test_run_with_cache.py."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -78,17 +79,10 @@ def test_to_by_keyword_and_half_work(bert_twin: Any) -> None:
 
 
 def test_a_tokenizer_without_token_types_works(bert_twin: Any, tokenizer: Any) -> None:
-    class Bare:
-        """The small tokenizer, without token types in what it returns."""
-
-        is_fast = True
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            encoding = tokenizer(*args, **kwargs)
-            del encoding["token_type_ids"]
-            return encoding
-
-    model = HookedEncoder.from_pretrained(hf_model=bert_twin[0], tokenizer=Bare(), device="cpu")
+    bare = copy.deepcopy(tokenizer)
+    bare.model_input_names = ["input_ids", "attention_mask"]
+    assert "token_type_ids" not in bare("the doctor")
+    model = HookedEncoder.from_pretrained(hf_model=bert_twin[0], tokenizer=bare, device="cpu")
     tokens, types, _ = model.to_tokens("the doctor")
     assert types.shape == tokens.shape
     assert types.abs().max() == 0

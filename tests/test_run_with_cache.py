@@ -63,7 +63,7 @@ def test_none_takes_on_demand_points_only_where_their_flag_is_on(bert, flags):
     for layer in range(3):
         present = {name for name in everywhere if f"blocks.{layer}.{name}" in cache.cache_dict}
         assert present == expected
-    assert len(cache) == 72 + 3 * len(expected)
+    assert len(cache) == 75 + 3 * len(expected)
 
 
 def test_none_leaves_out_what_the_run_does_not_reach(bert):
@@ -93,7 +93,7 @@ def test_every_name_is_cached_under_its_own_name(bert):
         ("blocks.0.attn", "'blocks.0.attn' is a module, not a hook point; did you mean 'blocks.0.attn.hook_"),
         ("q", "there is no hook point 'q'"),
         ([], "the names filter is empty"),
-        (lambda name: name == "hook_q", "selects none of the 89 hook points"),
+        (lambda name: name == "hook_q", "selects none of the 92 hook points"),
     ],
 )
 def test_a_filter_that_selects_nothing_raises_before_anything_runs(bert, names_filter, message):
@@ -318,7 +318,7 @@ def test_add_caching_hooks_without_a_filter_takes_the_default_points(bert):
     mine = {}
     assert bert.add_caching_hooks(cache=mine) is mine
     bert(TOKENS[:1])
-    assert len(mine) == 72
+    assert len(mine) == 75
     bert.reset_hooks()
 
 
@@ -329,7 +329,7 @@ def test_incl_bwd_keeps_gradients_and_fills_those_of_the_parameters(bert):
     loss = bert(TOKENS, "loss", labels=LABELS)
     expected = dict(zip(("W_E", "b_U"), torch.autograd.grad(loss, [bert.W_E, bert.b_U]), strict=True))
     output, cache = bert.run_with_cache(TOKENS, "loss", labels=LABELS, incl_bwd=True)
-    assert len(cache) == 2 * 72
+    assert len(cache) == 2 * 75
     assert_close(output, loss)
     assert_close(bert.W_E.grad, expected["W_E"])
     assert_close(bert.b_U.grad, expected["b_U"])

@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from rich.table import Table
-from rich.text import Text
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,7 +22,6 @@ from encoderlens.fingerprint import WeightsOfRun, fingerprint, modules_with_weig
 from encoderlens.given import described, dtype_name, holds_integers, is_whole
 from encoderlens.names import act_name, block_of, did_you_mean
 from encoderlens.slices import Slice, SliceInput
-from encoderlens.tables import html_table
 
 log = logging.getLogger("encoderlens")
 
@@ -137,12 +134,11 @@ class CachedRun(Mapping[str, Tensor]):
             layers.setdefault((name.replace(f"blocks.{layer}.", "blocks.{l}.", 1), shape), []).extend(
                 [] if layer is None else [layer]
             )
-        table = Table(title=f"{type(self).__name__} of {len(self)} activations, {self.nbytes / 2**20:.1f} MiB")
-        for column in ("activation", "shape", "layers"):
-            table.add_column(column)
-        for (name, shape), found in layers.items():
-            table.add_row(*map(Text, (name, shape, ", ".join(map(str, found)))))
-        return html_table(table)
+        from encoderlens.tables import plain_table  # which loads what draws tables
+
+        title = f"{type(self).__name__} of {len(self)} activations, {self.nbytes / 2**20:.1f} MiB"
+        rows = [(name, shape, ", ".join(map(str, found))) for (name, shape), found in layers.items()]
+        return plain_table(title, ("activation", "shape", "layers"), rows)
 
     @property
     def nbytes(self) -> int:

@@ -8,6 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 
+def plain_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of texts as HTML."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return html_table(table)
+
+
 def html_table(table: Table) -> str:
     """A table as HTML: its title and caption, a header and a row for each of its rows; all text is escaped."""
     header = _row("th", (column.header for column in table.columns))

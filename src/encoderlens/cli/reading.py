@@ -87,7 +87,7 @@ def _at_positions(lens: LogitLens, positions: list[int]) -> Reading:
 def _of_named_outputs(model: PretrainedEncoder, head: NamedOutputs[Any], value: Any) -> Reading:
     """Of a head that names its outputs at every position: where each is most probable, special tokens aside."""
     lens = logit_lens(model, value, top_k=len(head.labels))
-    logits = model(value, return_type="logits")[0]
+    logits = head.by_output(model(value, return_type="logits"))[0]
     allowed = _allowed(model, head, value)
     places = dict(enumerate(head.best_positions(logits, allowed)))
     ids, values, names = lens.ids[-1].tolist(), lens.values[-1].tolist(), lens.labels["pos"]
