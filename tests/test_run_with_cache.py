@@ -70,7 +70,7 @@ def test_none_leaves_out_what_the_run_does_not_reach(bert):
     assert POOLER not in bert.run_with_cache(TOKENS)[1]
     hidden = bert.run_with_cache(TOKENS, "hidden")[1]
     assert "unembed.hook_out" not in hidden
-    assert len(hidden) == 66
+    assert len(hidden) == 69
     bert.task = "next_sentence"
     assert POOLER in bert.run_with_cache(TOKENS)[1]
 
