@@ -26,7 +26,7 @@ from encoderlens.config import (
     ProjectionPart,
 )
 from encoderlens.config.fields import ActivationName, Count, NotNegative, Seed, Size, check_value, frozen
-from encoderlens.config.hooked_transformer_config import DEFAULTS, fields_of
+from encoderlens.config.hooked_transformer_config import DEFAULTS, UNSAID, fields_of, head_sizes
 from encoderlens.errors import ConfigError
 from encoderlens.names import did_you_mean
 
@@ -42,25 +42,8 @@ class ModelRequest:
     flags: dict[str, bool]
 
 
-# Fields of TransformerLens' configuration that ask for something which an encoder here does not have, and their neutral value.
-_NEUTRAL: dict[str, Any] = {
-    name: DEFAULTS[name]
-    for name in (
-        *("normalization_type", "positional_embedding_type", "use_attn_scale", "init_mode"),
-        *("n_devices", "final_rms", "attn_only", "gated_mlp", "parallel_attn_mlp"),
-        *("use_local_attn", "use_attn_in", "use_hook_tokens", "scale_attn_by_inverse_layer_idx"),
-        *("post_embedding_ln", "trust_remote_code", "load_in_4bit", "from_checkpoint"),
-        *("init_weights", "n_key_value_heads", "uses_rms_norm", "layer_norm_folding"),
-        *("num_experts", "experts_per_token", "norm_topk_prob", "use_qk_norm", "clip_qkv"),
-        *("use_logn_attn", "use_dynamic_ntk_rope", "use_NTK_by_parts_rope", "use_yarn_rope"),
-        *("use_attention_sinks", "use_normalization_before_and_after"),
-        *("ungroup_grouped_query_attention", "attn_scores_soft_cap", "output_logits_soft_cap"),
-        *("checkpoint_index", "checkpoint_label_type", "checkpoint_value", "window_size"),
-        *("attn_types", "rotary_dim", "relative_attention_max_distance"),
-        *("relative_attention_num_buckets", "quantization_method"),
-    )
-}
-# Fields that tune one of those, or describe text and provenance; whatever they say changes nothing.
+# Fields of TransformerLens' configuration that describe text and provenance, or tune what an encoder does not have: whatever
+# they say changes nothing.
 _IDLE = (
     *("original_architecture", "n_params", "default_prepend_bos", "tokenizer_prepends_bos", "decoder_start_token_id"),
     *("train_seq_length", "rotary_base", "rotary_base_local", "rotary_scaling_factor", "rotary_adjacent_pairs"),
@@ -71,6 +54,10 @@ _IDLE = (
 _READ = ("d_model", "n_layers", "n_ctx", "d_vocab", "n_heads", "d_head", "d_mlp", "act_fn", "eps", "initializer_range")
 _RUNTIME = ("device", "dtype", "seed", "tokenizer_name", "model_name", "attention_dir", "attn_scale", "d_vocab_out")
 _OWN = ("n_token_types", "tie_word_embeddings", "heads", "pooler", *ModelConfig.FLAGS)
+# The others ask for something that an encoder here does not have, unless they hold their default.
+_NEUTRAL: dict[str, Any] = {
+    name: default for name, default in DEFAULTS.items() if name not in (*_READ, *_RUNTIME, *_OWN, *_IDLE)
+}
 # What fields hold; those with a sentinel are looked at again where they are read.
 _HELD: dict[str, Any] = {
     **dict.fromkeys(("d_model", "n_layers", "n_ctx", "d_vocab"), Size),
@@ -83,7 +70,6 @@ _HELD: dict[str, Any] = {
     "mask_embed": bool,
 }
 _OPTIONAL = ("d_mlp", "eps", "seed", "tokenizer_name", "model_name", "device", "dtype")  # of which None says nothing
-UNSAID = -1
 _COMPUTED = ("n_ctx", "d_vocab")  # of which -1 says nothing
 _OF_TEXT = ("n_token_types", "tokenizer_name", "heads", "pooler")  # that models which read waveforms do not have
 
@@ -254,7 +240,7 @@ def _checked(values: dict[str, Any], required: tuple[str, ...]) -> tuple[int, in
         raise ConfigError(f"the configuration lacks {', '.join(missing)}{remedy}")
     _check_kinds(values)
     d_model = values["d_model"]
-    n_heads, d_head = _heads(values, d_model)
+    n_heads, d_head = head_sizes(d_model, values.get("n_heads", UNSAID), values.get("d_head", UNSAID))
     attn_scale = values.get("attn_scale", -1.0)
     if attn_scale != -1.0 and not math.isclose(attn_scale, d_head**0.5, rel_tol=1e-6):  # a float32 will do
         raise ConfigError(f"attn_scale={attn_scale!r}: scores are scaled by the square root of d_head ({d_head**0.5:.4g})")
@@ -278,16 +264,6 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
         raise ConfigError(
             f"attention_dir={values['attention_dir']!r}: encoders attend both ways; leave it out or set 'bidirectional'"
         )
-
-
-def _heads(values: dict[str, Any], d_model: int) -> tuple[int, int]:
-    n_heads, d_head = values.get("n_heads", -1), values.get("d_head", -1)
-    if n_heads == -1 and d_head == -1:
-        raise ConfigError("the configuration lacks d_head (or n_heads)")
-    given = n_heads if n_heads != -1 else d_head
-    if (n_heads == -1 or d_head == -1) and (given < 1 or d_model % given):
-        raise ConfigError(f"d_model={d_model} is not a multiple of {'n_heads' if n_heads != -1 else 'd_head'}={given}")
-    return (n_heads if n_heads != -1 else d_model // d_head), (d_head if d_head != -1 else d_model // n_heads)
 
 
 def _initializer_range(values: dict[str, Any]) -> float:

@@ -152,21 +152,20 @@ def test_prompt(
     Raises:
         InputError: for a prompt without a mask or with several, or an answer that is not one token.
     """
-    from encoderlens.analysis import fill_mask  # which loads what draws tables
-
     answers = [answer] if isinstance(answer, str) else answer
     ids = [model.to_single_token(word) for word in answers]
+    masks = (model.to_tokens(prompt)[0][0] == model.tokenizer.mask_token_id).nonzero().flatten().tolist()
+    if len(masks) != 1:
+        raise InputError(f"test_prompt takes a prompt with one mask token, not {len(masks)}")
     with torch.no_grad(), model.use_task("masked_lm"):
-        result = fill_mask(model, prompt, top_k)
-        positions = (model.to_tokens(prompt)[0][0] == model.tokenizer.mask_token_id).nonzero().flatten().tolist()
-        if len(positions) != 1:
-            raise InputError(f"test_prompt takes a prompt with one mask token, not {len(positions)}")
-        logits = model(prompt, return_type="logits", logits_at=positions[0])[0, 0]
+        logits = model(prompt, return_type="logits", logits_at=masks[0])[0, 0]
     ranks = [int((logits > logits[token]).sum()) for token in ids]
     if print_details:
-        from rich.console import Console
+        from rich.console import Console  # here, as importing the package loads neither
 
-        Console().print(result)
+        from encoderlens.analysis import fill_mask
+
+        Console().print(fill_mask(model, prompt, top_k))
         for word, token, rank in zip(answers, ids, ranks, strict=True):
             probability = logits.float().softmax(-1)[token].item()
             print(f"{word!r}: rank {rank}, probability {probability:.2%}")

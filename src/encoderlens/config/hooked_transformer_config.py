@@ -10,6 +10,8 @@ import torch
 from encoderlens.errors import ConfigError
 from encoderlens.names import did_you_mean
 
+UNSAID = -1  # of a size: it is computed
+
 
 @runtime_checkable
 class HasFields(Protocol):
@@ -40,12 +42,12 @@ class HookedTransformerConfig:
 
     n_layers: int
     d_model: int
-    n_ctx: int = -1
-    d_head: int = -1
-    n_heads: int = -1
+    n_ctx: int = UNSAID
+    d_head: int = UNSAID
+    n_heads: int = UNSAID
     d_mlp: int | None = None
-    d_vocab: int = -1
-    d_vocab_out: int = -1
+    d_vocab: int = UNSAID
+    d_vocab_out: int = UNSAID
     act_fn: str = "gelu"
     eps: float | None = None
     model_name: str = "custom"
@@ -131,15 +133,10 @@ class HookedTransformerConfig:
     yarn_global_attn_only: bool = False
 
     def __post_init__(self) -> None:
-        if self.d_head == -1 and self.n_heads == -1:
-            raise ConfigError("the configuration lacks d_head (or n_heads)")
-        if self.n_heads == -1:
-            self.n_heads = _divided(self.d_model, self.d_head, "d_head")
-        if self.d_head == -1:
-            self.d_head = _divided(self.d_model, self.n_heads, "n_heads")
+        self.n_heads, self.d_head = head_sizes(self.d_model, self.n_heads, self.d_head)
         if self.d_mlp is None:
             self.d_mlp = 4 * self.d_model
-        if self.d_vocab_out == -1:
+        if self.d_vocab_out == UNSAID:
             self.d_vocab_out = self.d_vocab
 
     @classmethod
@@ -188,6 +185,21 @@ def fields_of(config: Any) -> dict[str, Any]:
         "a configuration is an EncoderConfig, a HookedTransformerConfig, a dictionary or a model's cfg, "
         f"not {type(config).__name__}; from_pretrained loads a checkpoint"
     )
+
+
+def head_sizes(d_model: int, n_heads: int, d_head: int) -> tuple[int, int]:
+    """``n_heads`` and ``d_head``, of which one may be ``UNSAID``: it then follows from the other.
+
+    Raises:
+        ConfigError: for neither, or one that does not divide ``d_model``.
+    """
+    if n_heads == UNSAID and d_head == UNSAID:
+        raise ConfigError("the configuration lacks d_head (or n_heads)")
+    if n_heads == UNSAID:
+        return _divided(d_model, d_head, "d_head"), d_head
+    if d_head == UNSAID:
+        return n_heads, _divided(d_model, n_heads, "n_heads")
+    return n_heads, d_head
 
 
 def _divided(d_model: int, by: int, name: str) -> int:
