@@ -11,21 +11,21 @@ demo: $(VENV)/.run
 	HF_HUB_OFFLINE=1 $(BIN)/encoderlens demo
 
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 -q
 
 # Tests whose numbers depend on how kernels round, on the kernels that every processor has.
 PORTABLE := tests/test_linearised.py tests/test_layer_norm.py tests/families/test_parity.py \
 	tests/families/test_eurobert.py tests/families/test_audio_parity.py
 
 test-portable: $(VENV)/.test
-	HF_HUB_OFFLINE=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -q $(PORTABLE)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -q $(PORTABLE)
 
 # The README, pasted into a fresh shell: it installs the package three times over.
 test-readme: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m shell tests/test_documents.py
 
 fuzz: $(VENV)/.test
-	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -q --hypothesis-seed=0 tests/test_audio_fuzz.py tests/test_text_fuzz.py
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -q --hypothesis-seed=0 tests/test_audio_fuzz.py tests/test_text_fuzz.py
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .

@@ -176,19 +176,26 @@ def score(model: AnyModel, batch: dict[str, Tensor]) -> Tensor:
     """
     logits, rows = run(model, batch), torch.arange(len(batch["mask"]))
     at = logits[rows, POSITIONS.repeat(len(rows) // 3)] if model.heads[model.task].per_position else logits
+    at = at.reshape(len(rows), -1)  # a head may have one logit for each position
     return at[rows, targets_of(model).repeat(len(rows) // 3)]
 
 
 # Replays
 
 
+def unsplit(name: str) -> bool:
+    return not name.endswith(("hook_q_input", "hook_k_input", "hook_v_input"))
+
+
 def clean_run(model: AnyModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every activation of a run by name, and ``"pooler.dense"``: what the pooler's activation function gets."""
+    """The activations of a run whose attention inputs are not split, by name, and ``"pooler.dense"``: what the pooler's
+    activation function gets.
+    """
     clean: dict[str, Tensor] = {}
     returns = "embedding" if model.task is None else "logits"
     with torch.no_grad(), _noting_pooler(model, clean):
         _, cache = model.run_with_cache(
-            **arguments(batch), return_type=returns, names_filter=lambda name: True, return_cache_object=False
+            **arguments(batch), return_type=returns, names_filter=unsplit, return_cache_object=False
         )
     return clean | cache
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub client reads it: no test may wait for a network
+
 import jaxtyping
 import pytest
 import torch

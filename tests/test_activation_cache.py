@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from encoderlens import ActivationCache
+from encoderlens import ActivationCache, HookedEncoder
 from encoderlens.errors import HookNameError
 from tests.tiny import tiny_batch
 
@@ -61,9 +61,9 @@ def test_missing_keys(cache, key, message):
 def test_it_is_a_mapping(cache):
     assert isinstance(cache, ActivationCache)
     assert list(cache) == list(cache.keys()) == list(cache.cache_dict)
-    assert len(cache) == 72
+    assert len(cache) == 75
     assert all(value is cache.cache_dict[name] for name, value in cache.items())
-    assert len(list(cache.values())) == 72
+    assert len(list(cache.values())) == 75
     assert cache.get("blocks.9.attn.hook_q") is None
 
 
@@ -112,7 +112,15 @@ def test_gradients_under_their_full_names(bert):
 
 
 def test_repr(bert, cache):
-    assert repr(cache).startswith("ActivationCache with 72 activations: embed.hook_embed, ")
+    assert repr(cache).startswith("ActivationCache with 75 activations: embed.hook_embed, ")
     assert repr(cache).endswith(", …")
     few = ActivationCache({"a": torch.ones(1)}, bert)
     assert repr(few) == "ActivationCache with 1 activations: a"
+
+
+def test_notebooks_show_a_row_for_each_activation_of_all_layers() -> None:
+    model = HookedEncoder.from_pretrained("encoderlens/tiny-bert", device="cpu")
+    _, cache = model.run_with_cache("a [MASK]")
+    shown = cache._repr_html_()
+    assert "<td>blocks.{l}.attn.hook_q</td><td>[1, 4, 2, 64] float32</td><td>0, 1, 2, 3</td>" in shown
+    assert "<td>embed.hook_embed</td><td>[1, 4, 128] float32</td><td></td>" in shown

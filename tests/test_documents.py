@@ -62,6 +62,10 @@ def test_the_tutorial_for_text_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert patched[0] > patched[-1], "a patch in front of the layer that reads the verb brings the answer back"
 
 
+def test_the_examples_for_hugging_face_users_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run_examples("docs/from-hugging-face.md", capsys)
+
+
 def test_the_tutorial_for_speech_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = run_examples("docs/tutorial-speech.md", capsys)
     assert sum(" s: " in line for line in printed.splitlines()) == len(TRANSCRIPTS[DISPOSED].split())

@@ -589,3 +589,11 @@ def test_another_dtype_on_either_side_is_refused():
     for product in (lambda: factored @ torch.ones(7, dtype=wide), lambda: torch.ones(2, 5, dtype=wide) @ factored):
         with pytest.raises(InputError, match="convert one of them"):
             product()
+
+
+def test_notebooks_show_shapes_and_the_largest_singular_values() -> None:
+    shown = FactoredMatrix(torch.diag(torch.tensor([3.0, 2.0])), torch.eye(2))._repr_html_()
+    assert "FactoredMatrix [2, 2]" in shown
+    assert "<td>largest singular values</td><td>3, 2</td>" in shown
+    for odd in (torch.full((2, 2), torch.nan), torch.ones(4, 2, 2), torch.ones(2, 0)):
+        assert "singular" not in FactoredMatrix(odd, odd.mT)._repr_html_()

@@ -137,7 +137,7 @@ def test_unknown_arguments_are_type_errors(bert: HookedEncoder) -> None:
     with pytest.raises(TypeError):
         bert(tiny_batch()["tokens"], returntype="logits")
     with pytest.raises(TypeError):
-        HookedEncoder.from_pretrained(hf_model=bert.to_hf(), fold_ln=True)
+        HookedEncoder.from_pretrained(hf_model=bert.to_hf(), foldln=True)
 
 
 # Return types

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2PhonemeCTCTokenizer, Wav2Vec2Processor
 
 from encoderlens import HookedAudioEncoder
-from encoderlens.audio.transcripts import target_of
+from encoderlens.audio.transcripts import normalised, target_of
 from encoderlens.errors import InputError
 from tests.speech import ctc_tokenizer, tokenizer_of
 from tests.test_forced_alignment import planting
@@ -171,3 +172,10 @@ def test_a_character_that_a_tokenizer_lacks_is_named_also_without_an_unknown_sym
 def test_a_transcript_without_a_word_is_refused(transcript: Any) -> None:
     with pytest.raises(InputError, match=r"the transcript is .*; give what is said in the clip"):
         target_of(ctc_tokenizer(), transcript, 32)
+
+
+def test_a_normalised_transcript_has_the_tokenizers_case_and_punctuation() -> None:
+    tokenizer = SimpleNamespace(get_vocab=lambda: dict.fromkeys("ABEINOST'", 0))
+    assert normalised(tokenizer, "  It isn\u2019t \u201cBe-A\u201d\u2014no, 7! ") == "IT ISN'T BE A NO 7"
+    lower = SimpleNamespace(get_vocab=lambda: dict.fromkeys("abo.", 0))
+    assert normalised(lower, "A Bob. A?") == "a bob. a"

@@ -11,24 +11,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "src" / "encoderlens"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    (
-        "errors",
-        "shapes",
-        "names",
-        "not_on_encoders",
-        "given",
-        "slices",
-        "precision",
-        "devices",
-        "memory",
-        "module_tree",
-        "fingerprint",
-    ),
+    ("errors", "shapes", "names", "not_on_encoders", "given", "slices", "precision", "devices", "memory", "fingerprint")
+    + ("module_tree", "progress", "tables"),
     ("sequence", "batch", "tokenizing", "alignment", "run_state", "hook_points", "hooked_root_module", "factored_matrix")
     + ("config", "config_from_dict"),
     ("components",),
-    ("state_dicts", "tensor_source", "weights", "families", "sentence_folder", "tokenizer_files", "loading")
-    + ("text_input", "audio"),
+    ("state_dicts", "tensor_source", "weights", "families", "sentence_folder", "tokenizer_files", "hub", "switches")
+    + ("wrapped_models", "adapters", "loading", "text_input", "audio"),
     ("weight_stacks", "encoder", "linearised", "carried_rows", "cached_run", "activation_cache", "conversion")
     + ("pretrained_encoder", "token_lookup", "hooked_encoder", "hooked_audio_encoder", "bert_next_sentence_prediction"),
     ("analysis",),

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
+from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,10 +21,11 @@ from encoderlens.components.stand_ins import check_layers, hooked_names
 from encoderlens.devices import device_named
 from encoderlens.errors import AnalysisError, HookNameError, InputError
 from encoderlens.fingerprint import WeightsOfRun, fingerprint
-from encoderlens.given import described, holds_integers, is_whole
+from encoderlens.given import described, dtype_name, holds_integers, is_whole
 from encoderlens.module_tree import modules_with_weights
-from encoderlens.names import act_name, did_you_mean
+from encoderlens.names import act_name, block_of, did_you_mean
 from encoderlens.slices import Slice, SliceInput
+from encoderlens.tables import html_table
 
 log = logging.getLogger("encoderlens")
 
@@ -126,6 +129,21 @@ class CachedRun(Mapping[str, Tensor]):
         return (
             f"{type(self).__name__} with {len(self)} activations: {', '.join(list(self)[:5])}{', …' if len(self) > 5 else ''}"
         )
+
+    def _repr_html_(self) -> str:
+        layers: dict[tuple[str, str], list[int]] = {}
+        for name, value in self.items():
+            layer = block_of(name)
+            shape = f"{list(value.shape)} {dtype_name(value)}"
+            layers.setdefault((name.replace(f"blocks.{layer}.", "blocks.{l}.", 1), shape), []).extend(
+                [] if layer is None else [layer]
+            )
+        table = Table(title=f"{type(self).__name__} of {len(self)} activations, {self.nbytes / 2**20:.1f} MiB")
+        for column in ("activation", "shape", "layers"):
+            table.add_column(column)
+        for (name, shape), found in layers.items():
+            table.add_row(*map(Text, (name, shape, ", ".join(map(str, found)))))
+        return html_table(table)
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,9 @@ EncoderLensError
 │   └── HookResultError (ValueError)      a hook returned something that cannot stand in for the activation
 ├── GradientError (RuntimeError)          backward hooks or gradients asked for where there are none
 ├── InputError (ValueError)               text, tokens, masks, labels or options that do not fit the model
-│   └── TokenizerMissingError             text given to a model that has no tokenizer
+│   ├── TokenizerMissingError             text given to a model that has no tokenizer
+│   └── WordsUnknownError                 a method that masks whole words, where words are not known
+├── PackageMissingError (ImportError)     an optional package that is not installed
 ├── TaskError (ValueError)                a head that the model does not have
 └── AnalysisError (ValueError)            an analysis that would not be exact on this model, in this state
 """
@@ -71,6 +73,14 @@ class DeviceError(ConfigError, InputError):
 
 class TokenizerMissingError(InputError):
     """Text given to a model that has no tokenizer."""
+
+
+class WordsUnknownError(InputError):
+    """A method that masks whole words, where the tokenizer does not say which tokens make a word."""
+
+
+class PackageMissingError(EncoderLensError, ImportError):
+    """An optional package that is not installed."""
 
 
 class TaskError(EncoderLensError, ValueError):

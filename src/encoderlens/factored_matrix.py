@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from encoderlens.errors import InputError
 from encoderlens.precision import at_least_float32
+from encoderlens.tables import html_table
+
+LARGEST_SHOWN = 2**22  # numbers in the larger factor up to which a notebook shows singular values
 
 
 class FactoredMatrix:
@@ -281,6 +286,27 @@ class FactoredMatrix:
         dtype = other.A.dtype if isinstance(other, FactoredMatrix) else other.dtype
         if dtype != self.A.dtype:
             raise InputError(f"a product of {self.A.dtype} and {dtype}: convert one of them")
+
+    def _repr_html_(self) -> str:
+        table = Table(title=f"FactoredMatrix {list(self.shape)}")
+        table.add_column("property")
+        table.add_column("value")
+        facts = {"A": list(self.A.shape), "B": list(self.B.shape), "dtype": self.A.dtype, "device": self.A.device}
+        values = self._shown_singular_values()
+        if values:
+            facts["largest singular values"] = ", ".join(f"{value:.4g}" for value in values)
+        for name, value in facts.items():
+            table.add_row(name, Text(str(value)))
+        return html_table(table)
+
+    def _shown_singular_values(self, most: int = 5) -> list[float]:
+        """The largest singular values of one matrix; none where they would take long, or where there are none."""
+        size = self.mdim * max(self.ldim, self.rdim)
+        if self.ndim > 2 or size == 0 or size > LARGEST_SHOWN:
+            return []
+        if not bool(self.A.isfinite().all() and self.B.isfinite().all()):
+            return []
+        return self.S[:most].detach().float().tolist()
 
     def _require_square(self, what: str) -> None:
         if self.ldim != self.rdim:

@@ -1,5 +1,6 @@
 """What a caller gives: whole numbers, tensors and text, checked before anything reads them, and made one's own."""
 
+from collections.abc import Collection, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from encoderlens.errors import EncoderLensError, InputError
+from encoderlens.names import did_you_mean
 
 Whole = int | np.integer
 
@@ -61,6 +63,24 @@ def fault_of(value: Tensor) -> str:
     if value.is_meta:
         return "is on the meta device, which holds no numbers; give a tensor that holds them"
     return ""
+
+
+def as_rows(value: Any, what: str, padded: str) -> Any:
+    """Lists of numbers, or of arrays, as one array; anything else as it is.
+
+    Args:
+        what: what it is, for messages.
+        padded: the call that makes rows of one length.
+
+    Raises:
+        InputError: for rows of several lengths.
+    """
+    if not isinstance(value, list | tuple):
+        return value
+    try:
+        return np.array(value)
+    except ValueError:
+        raise InputError(f"{what} has rows of several lengths; pad them: {padded}") from None
 
 
 def as_integers(value: Any, what: str) -> Int[Tensor, "..."]:
@@ -126,6 +146,33 @@ def dtype_name(value: Tensor | np.ndarray | torch.dtype) -> str:
     """The name of a dtype, or of that of a tensor or an array: ``"float16"``."""
     dtype = value if isinstance(value, torch.dtype) else value.dtype
     return str(dtype).removeprefix("torch.")
+
+
+def check_once(*given: str) -> None:
+    """Refuse something that is given more than once.
+
+    Args:
+        given: the names that it goes by, of those that were given.
+
+    Raises:
+        InputError: for more than one.
+    """
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are both given; give one of them")
+
+
+def check_keys(given: Mapping[Any, Any], known: Collection[str]) -> None:
+    """Refuse an input by names of Hugging Face that holds other names, or none of them.
+
+    Raises:
+        InputError: with the names.
+    """
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"the dictionary has {name!r}, which the model does not read; it reads {', '.join(known)}"
+                f"{did_you_mean(name, known)}"
+            )
 
 
 def check_text(text: str, what: str, error: type[EncoderLensError] = InputError) -> None:

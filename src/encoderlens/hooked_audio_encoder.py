@@ -20,18 +20,20 @@ from encoderlens.audio.processor import (
     require_ctc_tokenizer,
     tokenizer_in,
 )
-from encoderlens.audio.reader import AudioReader, are_frames
-from encoderlens.audio.transcripts import target_of
+from encoderlens.audio.reader import AudioReader, are_frames, audio_arguments
+from encoderlens.audio.transcripts import normalised, target_of
 from encoderlens.batch import Batch
 from encoderlens.components.heads import CTCHead
 from encoderlens.config import AnyConfig, EncoderConfig, FrontendPart, ModelConfig, fields_of
 from encoderlens.config_from_dict import audio_request_from_dict, request_of
 from encoderlens.errors import InputError, TaskError
 from encoderlens.given import Whole, as_indices, is_whole
+from encoderlens.hub import Hub
 from encoderlens.linearised import require_eval
 from encoderlens.pretrained_encoder import PretrainedEncoder, dtype_of, place_of
 from encoderlens.sequence import check_positions
 from encoderlens.shapes import Resid
+from encoderlens.switches import check_switches
 
 MOST_FRAMES = 10**8  # what is beyond is no number of frames of a clip
 LONGEST = 1e9  # in seconds
@@ -92,6 +94,10 @@ class HookedAudioEncoder(PretrainedEncoder):
         task: str | None = None,
         revision: str | None = None,
         torch_dtype: torch.dtype | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **switches: Any,
     ) -> "HookedAudioEncoder":
         """Load a checkpoint, in eval mode, with every known head whose weights it holds.
 
@@ -107,19 +113,26 @@ class HookedAudioEncoder(PretrainedEncoder):
             task: the head that ``return_type="logits"`` runs; "encoder" loads just the encoder, also of a class that is not
                 supported, and lists what it left in ``load_report.left``.
             revision: branch, tag or commit on the hub.
+            token, cache_dir, local_files_only: of the hub client, for weights and processor: an access token, another folder
+                for the cache, and to look in the cache only.
+            switches: those of TransformerLens that process weights (``fold_ln``, …), all of them off.
 
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
+            TypeError: for an argument that is unknown.
         """
+        check_switches(cls.from_pretrained, switches)
+        hub = Hub(revision, token, cache_dir, local_files_only)
+        hub.check()
         place = place_of(device, move_to_device)
         wanted = dtype_of(torch_dtype, dtype)
-        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
+        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, hub, task)
         loading.check_modality(checkpoint.family.modality, "audio", checkpoint.where)
         encoder = conversion.read_config(checkpoint)
         if processor is None:
             name = None if model_name is None else str(model_name)
             default = default_processor(cast(FrontendPart, encoder.frontend))
-            processor = loading.processor_of(checkpoint, name, revision, default)
+            processor = loading.processor_of(checkpoint, name, hub, default)
         model = cls(encoder, processor=processor, device=place, dtype=wanted, init_weights=False)
         conversion.fill(model, checkpoint)
         return model.eval()
@@ -259,11 +272,13 @@ class HookedAudioEncoder(PretrainedEncoder):
 
     def prepare(
         self,
-        inputs: Any,
+        inputs: Any = None,
         one_zero_attention_mask: Any = None,
         sampling_rate: Any = ...,
         move_to_device: bool = True,
         *,
+        input_values: Any = None,
+        attention_mask: Any = None,
         padding: Any = "batch",
         mask_time_indices: Any = None,
     ) -> AudioBatch:
@@ -272,25 +287,27 @@ class HookedAudioEncoder(PretrainedEncoder):
         Raises:
             InputError, GradientError: for what the model cannot read, or what another model prepared.
         """
-        if isinstance(inputs, AudioBatch):
-            masked = one_zero_attention_mask is not None or mask_time_indices is not None
+        named = {"input_values": input_values, "attention_mask": attention_mask}
+        given = audio_arguments(inputs, one_zero_attention_mask, **named)
+        if isinstance(given.inputs, AudioBatch):
+            masked = given.mask is not None or mask_time_indices is not None
             if masked or sampling_rate is not ... or padding != "batch":
                 raise InputError("a prepared batch has its rate, its padding and its masks; give these to prepare()")
-            batch = self._reader.prepared(inputs)
+            batch = self._reader.prepared(given.inputs)
         else:
-            batch = self._reader.batch(
-                inputs, one_zero_attention_mask, sampling_rate, move_to_device, padding, mask_time_indices
-            )
+            batch = self._reader.batch(given.inputs, given.mask, sampling_rate, move_to_device, padding, mask_time_indices)
         self.embed.check_masked(batch.masked)
         return batch
 
     def forward(
         self,
-        inputs: Any,
+        inputs: Any = None,
         one_zero_attention_mask: Any = None,
         sampling_rate: Any = ...,
         move_to_device: bool = True,
         *,
+        input_values: Any = None,
+        attention_mask: Any = None,
         return_type: Any = "hidden",
         use_proj: bool = False,
         labels: Any = None,
@@ -306,12 +323,16 @@ class HookedAudioEncoder(PretrainedEncoder):
             inputs: one waveform [sample]; the path of an audio file; a list of these, stereo ones as [channel sample] or
                 [sample channel]; clips of one length [batch sample]; projected frames [batch frame d_model], alone or as
                 (frames, mask); what ``prepare`` made of any of these; with ``start_at_layer``, a residual stream. Tensors or
-                arrays, of which int16 and int32 are scaled; a waveform can be a list of floats.
+                arrays, of which int16 and int32 are scaled; a waveform can be a list of floats. Also what a Hugging Face
+                feature extractor returns, or a dictionary with its names.
             one_zero_attention_mask: 1 or True at real frames [batch frame], or at real samples [batch sample]; by default as
                 the processor and ``padding`` say.
             sampling_rate: of the waveforms, in Hz; they are resampled to the model's. Leave it out for files, which say their
                 own. An array cannot say it: always give it for arrays, which are taken to have 16000 without it.
             move_to_device: False refuses a tensor on another device than the model's.
+            input_values: what a feature extractor made of clips [batch sample], read as it is: it is not normalised again,
+                and only a mask says what is padding, as in Hugging Face.
+            attention_mask: Hugging Face's name of ``one_zero_attention_mask``.
             return_type: "hidden", the final stream [batch frame d_model]; "logits" of the task's head (CTC [batch frame
                 d_vocab], classification [batch label]); "predictions" (CTC: the greedy transcript; classification: the label;
                 bare for one bare waveform, otherwise a list); "loss" against ``labels``; None, to run no head and return
@@ -332,13 +353,15 @@ class HookedAudioEncoder(PretrainedEncoder):
             if return_type not in ("hidden", "logits"):
                 raise InputError(f"use_proj=True is return_type='logits', and return_type={return_type!r} is given too")
             return_type = "logits"
-        front = self.FRONT[2:] if are_frames(inputs) else self.FRONT
+        named = {"input_values": input_values, "attention_mask": attention_mask}
+        given = audio_arguments(inputs, one_zero_attention_mask, **named)
+        front = self.FRONT[2:] if are_frames(given.inputs) else self.FRONT
         plan = self.plan(return_type, start_at_layer, stop_at_layer, front)
         self.check_options(plan, labels, logits_at)
         if plan.embeds:
             batch = self.prepare(
-                inputs,
-                one_zero_attention_mask,
+                given.inputs,
+                given.mask,
                 sampling_rate,
                 move_to_device,
                 padding=padding,
@@ -347,12 +370,12 @@ class HookedAudioEncoder(PretrainedEncoder):
         else:
             if mask_time_indices is not None:
                 raise InputError("mask_time_indices belong to the embeddings, which start_at_layer skips")
-            batch = self._reader.of_stream(self.check_stream(inputs), one_zero_attention_mask)
+            batch = self._reader.of_stream(self.check_stream(given.inputs), given.mask)
         chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
 
         def first_stream() -> Resid:
             if not plan.embeds:
-                return self.check_stream(inputs)
+                return self.check_stream(given.inputs)
             frames = self._frames(batch) if batch.frames is None else batch.frames.clone()  # a cache keeps what is its own
             return self.hook_full_embed(self.embed(frames, batch.masked, batch.sequence))
 
@@ -384,7 +407,7 @@ class HookedAudioEncoder(PretrainedEncoder):
         """The final stream of projected frames: ``forward`` with ``return_type="hidden"``."""
         return self(frames, one_zero_attention_mask)
 
-    def align(self, waveform: Any, transcript: str, sampling_rate: Any = ...) -> SpeechAlignment:
+    def align(self, waveform: Any, transcript: str, sampling_rate: Any = ..., *, normalise: bool = False) -> SpeechAlignment:
         """Where the characters and words of a transcript lie in a clip, by the best path of the CTC head.
 
         Args:
@@ -392,6 +415,7 @@ class HookedAudioEncoder(PretrainedEncoder):
             transcript: what is said in it, in symbols of the tokenizer: words between spaces; or of a tokenizer of phonemes,
                 these between spaces, and words between its delimiter ("|").
             sampling_rate: of the waveform, in Hz; as for ``forward``.
+            normalise: put the transcript in the case of the tokenizer's characters, and leave out punctuation that it lacks.
 
         Raises:
             TaskError: for a model without a CTC head.
@@ -403,7 +427,9 @@ class HookedAudioEncoder(PretrainedEncoder):
             raise TaskError(f"align needs a CTC head; the heads of {self.cfg.model_name}: {self.head_names()}")
         require_eval(self)
         head = cast(CTCHead, self.heads["ctc"])
-        target = target_of(require_ctc_tokenizer(self.tokenizer, head.blank), transcript, head.n_outputs)
+        tokenizer = require_ctc_tokenizer(self.tokenizer, head.blank)
+        said = normalised(tokenizer, transcript) if normalise and isinstance(transcript, str) else transcript
+        target = target_of(tokenizer, said, head.n_outputs)
         batch = self.prepare(waveform, None, sampling_rate)
         if batch.sequence.batch != 1 or batch.waves is None:
             raise InputError("align takes one waveform at a time")

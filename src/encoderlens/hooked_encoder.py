@@ -17,10 +17,13 @@ from encoderlens.config_from_dict import request_from_dict, request_of, sized_by
 from encoderlens.encoder import ReturnType
 from encoderlens.errors import InputError, TaskError, WeightsError
 from encoderlens.given import Whole, as_tensor, check_text, described
+from encoderlens.hub import Hub
 from encoderlens.pretrained_encoder import dtype_of, place_of
 from encoderlens.sequence import Sequence, check_positions
 from encoderlens.shapes import Resid
+from encoderlens.switches import check_switches
 from encoderlens.text_input import (
+    TextArguments,
     TextBatch,
     TextFit,
     TextInput,
@@ -30,10 +33,12 @@ from encoderlens.text_input import (
     check_pairs,
     check_token_types,
     check_tokens,
+    check_vectors,
     encode,
     is_text,
     lower_casing,
     require_tokenizer,
+    text_arguments,
     warn_of_cuts,
 )
 from encoderlens.token_lookup import TokenLookup
@@ -125,6 +130,10 @@ class HookedEncoder(TokenLookup):
         revision: str | None = None,
         torch_dtype: torch.dtype | None = None,
         n_ctx: Whole | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **switches: Any,
     ) -> "HookedEncoder":
         """Load a checkpoint, in eval mode, with every known head whose weights it holds.
 
@@ -143,20 +152,27 @@ class HookedEncoder(TokenLookup):
             revision: branch, tag or commit on the hub.
             n_ctx: keep only so many positions; of a model without a table of positions (rotary or relative ones), also more
                 than it was trained on.
+            token, cache_dir, local_files_only: of the hub client, for weights and tokenizer: an access token, another folder
+                for the cache, and to look in the cache only.
+            switches: those of TransformerLens that process weights (``fold_ln``, ``center_unembed``, …), all of them off.
 
         Raises:
             CheckpointNotFoundError, UnknownArchitectureError, ConfigError, WeightsError, TaskError: see ``errors``.
+            TypeError: for an argument that is unknown.
         """
+        check_switches(cls.from_pretrained, switches)
+        hub = Hub(revision, token, cache_dir, local_files_only)
+        hub.check()
         place = place_of(device, move_to_device)
         wanted = dtype_of(torch_dtype, dtype)
-        tokenizer = loading.tokenizer_given(tokenizer)
-        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, revision, task)
+        tokenizer = loading.tokenizer_given(tokenizer, replace(hub, revision=None))
+        checkpoint = cls._open(model_name, checkpoint_index, checkpoint_value, hf_model, hub, task)
         loading.check_modality(checkpoint.family.modality, "text", checkpoint.where)
         encoder = conversion.read_config(checkpoint, n_ctx)
         model = cls(encoder, device=place, dtype=wanted, init_weights=False)
         conversion.fill(model, checkpoint, crop=n_ctx is not None)
         name = None if model_name is None else str(model_name)
-        tokenizer = loading.tokenizer_of(checkpoint, name, revision) if tokenizer is None else tokenizer
+        tokenizer = loading.tokenizer_of(checkpoint, name, hub) if tokenizer is None else tokenizer
         lowercases = encoder.sentence is not None and encoder.sentence.lowercases and tokenizer is not None
         model.tokenizer = lower_casing(tokenizer) if lowercases else tokenizer
         return model.eval()
@@ -228,20 +244,38 @@ class HookedEncoder(TokenLookup):
 
     # Running
 
-    def prepare(self, input: Any, token_type_ids: Any = None, one_zero_attention_mask: Any = None) -> TextBatch:
-        """One checked batch on the model's device, which ``forward`` takes in place of the three arguments. It holds copies,
+    def prepare(
+        self,
+        input: Any = None,
+        token_type_ids: Any = None,
+        one_zero_attention_mask: Any = None,
+        *,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        inputs_embeds: Any = None,
+    ) -> TextBatch:
+        """One checked batch on the model's device, which ``forward`` takes in place of these arguments. It holds copies,
         and it follows the model to another device.
 
         Raises:
             InputError, TokenizerMissingError: for what the model cannot read, or what another model prepared.
         """
-        types, mask, texts, encodings = token_type_ids, one_zero_attention_mask, None, None
+        named = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        given = text_arguments(input, token_type_ids, one_zero_attention_mask, **named)
+        return self._of_vectors(given) if given.input is None else self._of_input(given)
+
+    def _of_input(self, arguments: TextArguments) -> TextBatch:
+        """Text, token ids or a prepared batch."""
+        input, types, mask, texts, encodings = arguments.input, arguments.types, arguments.mask, None, None
         fit = TextFit.of(self.cfg.encoder)
         if isinstance(input, TextBatch):
             if types is not None or mask is not None:
                 raise InputError("a prepared batch has its token types and its mask; give them to prepare()")
             input.check_fit(replace(fit, tokenizer=self.tokenizer, prompt=self.prompt))
-            return input.at(self.cfg.device)
+            batch = input.at(self.cfg.device)
+            if batch.vectors is None:
+                return batch
+            return replace(batch, vectors=self._own_vectors(batch.vectors))
         if is_text(input):
             given, single = as_texts(input)
             tokenizer, texts = require_tokenizer(self.tokenizer, "text input"), [self._prompted(text) for text in given]
@@ -262,13 +296,30 @@ class HookedEncoder(TokenLookup):
         types = None if types is None else types.to(device)
         return TextBatch(tokens.to(device), types, sequence, single, texts, encodings, self.tokenizer, fit)
 
+    def _of_vectors(self, arguments: TextArguments) -> TextBatch:
+        """Vectors in place of word embeddings."""
+        vectors = self._own_vectors(arguments.vectors)
+        shape = vectors.shape[:2]
+        types = check_token_types(arguments.types, shape, self.cfg.n_token_types)
+        types = None if types is None else types.to(self.cfg.device)
+        sequence = self._sequence(check_mask(arguments.mask, shape), *shape)
+        fit = TextFit.of(self.cfg.encoder)
+        return TextBatch(None, types, sequence, False, None, None, self.tokenizer, fit, vectors)
+
+    def _own_vectors(self, vectors: Any) -> Tensor:
+        """A copy of vectors in place of word embeddings, where the model is and as what it computes."""
+        return check_vectors(vectors, self.cfg.d_embed, self.cfg.n_ctx, self.cfg.dtype).to(self.cfg.device)
+
     def forward(
         self,
-        input: Any,
+        input: Any = None,
         return_type: Any = ...,
         token_type_ids: Any = None,
         one_zero_attention_mask: Any = None,
         *,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        inputs_embeds: Any = None,
         labels: Any = None,
         logits_at: Positions | None = None,
         start_at_layer: Whole | None = None,
@@ -278,7 +329,8 @@ class HookedEncoder(TokenLookup):
 
         Args:
             input: token ids [batch pos] or [pos]; a text; a pair ``(a, b)``; a list of texts or of pairs (always a batch); what
-                ``prepare`` made of any of these; with ``start_at_layer``, a residual stream [batch pos d_model].
+                a Hugging Face tokenizer returns, or a dictionary with its names; what ``prepare`` made of any of these; with
+                ``start_at_layer``, a residual stream [batch pos d_model].
             return_type: "logits" of the task's head; "predictions" (masked LM: the words for a text's masks, one bare string
                 if there is one mask, a list of lists for a batch; classifiers: labels; next sentence: a verdict; question
                 answering: the answer's text); "hidden", the final residual stream [batch pos d_model]; "loss" against
@@ -288,27 +340,32 @@ class HookedEncoder(TokenLookup):
             one_zero_attention_mask: 1 or True at real positions [batch pos]; by default all (from the tokenizer for text). With
                 padding in front, as in Hugging Face, a model with a plain table of positions ("absolute" in the README) counts
                 it, so that a text's numbers depend on its batch; and heads that read [CLS] read the first position.
+            input_ids, attention_mask: Hugging Face's names of ``input`` and ``one_zero_attention_mask``.
+            inputs_embeds: vectors [batch pos d_embed] in place of the rows of the word-embedding table, before token types,
+                positions and the norm, as in Hugging Face; ``embed.hook_embed`` fires on them, and gradients flow back to
+                them. Token dropout (ESM) does not act on them, and positions count from the first, padding included.
             labels: for "loss": class ids in the shape of the head's logits without the last axis (question answering: first
-                and last position [batch 2]); -100 is left out of the mean.
+                and last position [batch 2]; replaced tokens: [batch pos]); -100 is left out of the mean.
             logits_at: unembed only these positions: an int, a list of ints, or a tensor [k] or [batch k].
             start_at_layer: the layer whose input ``input`` is.
             stop_at_layer: return the stream that enters this layer.
 
         Returns:
-            As ``return_type`` says; logits are [batch pos d_vocab], [batch pos label], [batch label], [batch 2] or, for
-            question answering, [batch pos 2] (start, end).
+            As ``return_type`` says; logits are [batch pos d_vocab], [batch pos label], [batch label], [batch 2],
+            for question answering [batch pos 2] (start, end), or for replaced tokens [batch pos].
 
         Raises:
             InputError, TaskError, TokenizerMissingError, HookUnreachableError: before anything runs.
         """
         plan = self.plan(return_type, start_at_layer, stop_at_layer)
         self.check_options(plan, labels, logits_at)
-        prepare = self.prepare if plan.embeds else self._of_stream
-        batch = prepare(input, token_type_ids, one_zero_attention_mask)
+        named = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        given = text_arguments(input, token_type_ids, one_zero_attention_mask, **named)
+        batch = self.prepare(**given.for_embeddings()) if plan.embeds else self._of_stream(given)
         chosen = None if logits_at is None else check_positions(logits_at, batch.sequence)
 
         def first_stream() -> Resid:
-            return self._embedded(batch) if plan.embeds else self.check_stream(input)
+            return self._embedded(batch) if plan.embeds else self.check_stream(given.input)
 
         return self.run(plan, batch, first_stream, labels, chosen)
 
@@ -323,11 +380,13 @@ class HookedEncoder(TokenLookup):
 
     def next_sentence(
         self,
-        input: Any,
+        input: Any = None,
         return_type: ReturnType | None = "logits",
         token_type_ids: Any = None,
         one_zero_attention_mask: Any = None,
         *,
+        input_ids: Any = None,
+        attention_mask: Any = None,
         labels: Any = None,
     ) -> Any:
         """Next-sentence prediction: logits [batch 2] (it follows; it does not), verdicts, or the loss.
@@ -336,9 +395,11 @@ class HookedEncoder(TokenLookup):
             TaskError: if the checkpoint has no next-sentence head.
             InputError: for single texts, or tokens without token types.
         """
-        check_pairs(input, token_type_ids)
+        named = {"input_ids": input_ids, "attention_mask": attention_mask}
+        given = text_arguments(input, token_type_ids, one_zero_attention_mask, **named)
+        check_pairs(given.input, given.types)
         with self.use_task("next_sentence"):
-            return self(input, return_type, token_type_ids, one_zero_attention_mask, labels=labels)
+            return self(given.input, return_type, given.types, given.mask, labels=labels)
 
     def contacts(
         self, input: Any, token_type_ids: Any = None, one_zero_attention_mask: Any = None
@@ -366,13 +427,16 @@ class HookedEncoder(TokenLookup):
         return head(patterns, batch.tokens, batch.sequence)
 
     def _embedded(self, batch: TextBatch) -> Resid:
-        return self.hook_full_embed(self.embed(batch.tokens, batch.token_type_ids, batch.sequence))
+        stream = self.embed(batch.token_ids, batch.token_type_ids, batch.sequence, batch.vectors)
+        return self.hook_full_embed(stream)
 
-    def _of_stream(self, input: Any, token_type_ids: Any, mask: Any) -> TextBatch:
-        batch, pos, _ = self.check_stream(input).shape
-        if token_type_ids is not None:
-            raise InputError("token_type_ids belong to the embeddings, which start_at_layer skips")
-        sequence = self._sequence(check_mask(mask, (batch, pos)), batch, pos)
+    def _of_stream(self, arguments: TextArguments) -> TextBatch:
+        of_embeddings = {"token_type_ids": arguments.types, "inputs_embeds": arguments.vectors}
+        for name, value in of_embeddings.items():
+            if value is not None:
+                raise InputError(f"{name} belong to the embeddings, which start_at_layer skips")
+        batch, pos, _ = self.check_stream(arguments.input).shape
+        sequence = self._sequence(check_mask(arguments.mask, (batch, pos)), batch, pos)
         return TextBatch(None, None, sequence, False, None, None, self.tokenizer, TextFit.of(self.cfg.encoder))
 
     @property

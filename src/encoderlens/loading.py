@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -10,17 +10,20 @@ from typing import Any
 
 from torch import nn
 
+from encoderlens.adapters import ADAPTER, ADAPTER_WEIGHTS, Adapter, is_adapter, merged, read_adapter
 from encoderlens.components.effective import effective_weights, weight_made_of
 from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.errors import CheckpointNotFoundError, ConfigError, TaskError, UnknownArchitectureError, WeightsError
 from encoderlens.families import REGISTRY, family_of
 from encoderlens.families.family import NOT_HEADS, ConfigReader, Family
 from encoderlens.given import described
+from encoderlens.hub import Hub
 from encoderlens.names import did_you_mean
 from encoderlens.sentence_folder import (
     MODULES,
     SETTINGS,
     TRANSFORMER_FILES,
+    SentenceFolder,
     module_folders,
     read_sentence_folder,
     score_function,
@@ -38,6 +41,7 @@ from encoderlens.tensor_source import (
 )
 from encoderlens.tokenizer_files import TOKENIZER_FILES, has_tokenizer, load_tokenizer, read_tokenizer
 from encoderlens.weights import find
+from encoderlens.wrapped_models import ModelInMemory, taken_out
 
 log = logging.getLogger("encoderlens")
 
@@ -45,6 +49,7 @@ EMBEDDED_PREFIX = "encoderlens/"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_EXTRAS = (*PROCESSOR_FILES, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ENCODER_TASK = "encoder"
+ANY_HUB = Hub()  # the default branch, through the hub client's own cache
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Checkpoint:
         name: what it was asked for as.
         leave: tensors that no part takes are left, not refused.
         sentence: what follows the transformer in a sentence encoder; None for any other checkpoint.
+        tokenizer, extractor: those that came with a model in memory; None without one.
         dropped: tensors that are not needed: of heads that nobody asked for and that are not whole, and of which weights of a
             parametrised or pruned Hugging Face model are made.
     """
@@ -79,6 +85,8 @@ class Checkpoint:
     leave: bool
     sentence: SentenceEmbeddingPart | None = None
     dropped: tuple[str, ...] = ()
+    tokenizer: Any = None
+    extractor: Any = None
 
     @property
     def score_fn(self) -> str | None:
@@ -97,9 +105,7 @@ def embedded_names() -> list[str]:
     return sorted(f"{EMBEDDED_PREFIX}{entry.name}" for entry in root.iterdir() if (entry / "config.json").is_file())
 
 
-def open_checkpoint(
-    model_name: str | None, *, hf_model: Any = None, revision: str | None = None, task: Any = None
-) -> Checkpoint:
+def open_checkpoint(model_name: str | None, *, hf_model: Any = None, hub: Hub = ANY_HUB, task: Any = None) -> Checkpoint:
     """Open a checkpoint by name, or a Hugging Face model in memory.
 
     Raises:
@@ -111,12 +117,14 @@ def open_checkpoint(
     if not isinstance(task, str | None):
         raise TaskError(f"task={task!r}; it is the name of a head, or {ENCODER_TASK!r} for just the encoder")
     if hf_model is not None:
-        return _from_hf_model(hf_model, model_name, task)
+        return _from_memory(taken_out(hf_model), model_name, task)
     if not model_name:
         raise CheckpointNotFoundError("give a model: a folder, a hub id, an embedded name, or hf_model=")
-    folder = find_folder(model_name, revision)
+    folder = find_folder(model_name, hub)
     sentence = None if task == ENCODER_TASK else read_sentence_folder(folder)
     folder = transformer_folder(folder)
+    if is_adapter(folder):
+        return _from_memory(replace(_merged(folder, hub), sentence=sentence), model_name, task)
     where = str(folder / "config.json")
     values = _read_json(folder / "config.json")
     family = family_of(values.get("model_type"), where)
@@ -126,8 +134,27 @@ def open_checkpoint(
     if sentence is None:
         return _understand(family, declared, config, source, task, where, folder, model_name)
     found = _understand(family, _with_weights(family, declared, source), config, source, task, where, folder, model_name)
-    joined = JoinedSource({"": source, **{f"{name}/": weights for name, weights in sentence.sources.items()}})
+    return _followed(found, sentence)
+
+
+def _followed(found: Checkpoint, sentence: SentenceFolder) -> Checkpoint:
+    """A transformer's checkpoint with what follows it in a sentence encoder."""
+    joined = JoinedSource({"": found.source, **{f"{name}/": weights for name, weights in sentence.sources.items()}})
     return replace(found, source=joined, sentence=sentence.part)
+
+
+def _merged(folder: Path, hub: Hub) -> ModelInMemory:
+    """The model of an adapter's folder, merged with it."""
+    adapter = read_adapter(folder)
+    return merged(adapter, _base_folder(adapter, hub))
+
+
+def _base_folder(adapter: Adapter, hub: Hub) -> Path:
+    """The folder of the model that an adapter changes."""
+    try:
+        return find_folder(adapter.base, replace(hub, revision=adapter.revision))
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(f"{adapter.folder} holds an adapter for {adapter.base}: {error}") from error
 
 
 def _architectures(values: Mapping[str, Any], where: str) -> list[str]:
@@ -148,13 +175,25 @@ def _with_weights(family: Family, declared: list[str], source: TensorSource) -> 
     return [*whole, *unknown] or [family.base_class]
 
 
-def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> Checkpoint:
+def _from_memory(found: ModelInMemory, model_name: str | None, task: str | None) -> Checkpoint:
+    """The checkpoint that a model in memory is, with what came around it."""
+    sentence = None if task == ENCODER_TASK else found.sentence
+    checkpoint = _from_hf_model(found, model_name, task, follows=sentence is not None)
+    checkpoint = replace(checkpoint, tokenizer=found.tokenizer, extractor=found.extractor)
+    return checkpoint if sentence is None else _followed(checkpoint, sentence)
+
+
+def _from_hf_model(given: ModelInMemory, model_name: str | None, task: str | None, follows: bool) -> Checkpoint:
     import transformers
 
+    hf_model = given.model
     if not isinstance(hf_model, transformers.PreTrainedModel):
         inside = ": give the model inside it (torch.compile's ._orig_mod, DataParallel's .module)"
         remedy = inside if isinstance(hf_model, nn.Module) else ""
-        raise ConfigError(f"hf_model is a transformers model, not {type(hf_model).__name__}{remedy}")
+        raise ConfigError(
+            "hf_model is a model of transformers, alone or in a SentenceTransformer, CrossEncoder, pipeline or PeftModel, not "
+            f"{type(hf_model).__name__}{remedy}"
+        )
     hf_class = type(hf_model).__name__
     if type(hf_model) is not getattr(transformers, hf_class, None) and task != ENCODER_TASK:
         raise UnknownArchitectureError(
@@ -162,10 +201,12 @@ def _from_hf_model(hf_model: Any, model_name: str | None, task: str | None) -> C
             "anything. task='encoder' loads just its encoder, if that is one of transformers"
         )
     family = family_of(hf_model.config.model_type, hf_class)
-    state, made = hf_model.state_dict(), _made_weights(hf_model, hf_class)
+    made = _made_weights(hf_model, hf_class)
+    state = {name: value for name, value in hf_model.state_dict().items() if name not in given.absent}
     source = without_wrappers(MemorySource(state | made, hf_class), hf_class)
-    config = hf_model.config.to_dict()
-    found = _understand(family, [hf_class], config, source, task, hf_class, None, model_name or hf_class)
+    config = hf_model.config.to_dict() | dict(given.settings)
+    declared = _with_weights(family, [hf_class], source) if follows else [hf_class]
+    found = _understand(family, declared, config, source, task, hf_class, None, model_name or hf_class)
     # A family's table names either a weight that is made of others, or these; whatever it does not name is not needed.
     spare = (unwrapped(name) for name in (*made, *state) if name in made or weight_made_of(name) in made)
     return replace(found, dropped=(*found.dropped, *spare))
@@ -312,7 +353,7 @@ def _task_of(task: str | None, tasks: tuple[str, ...], parts: frozenset[str], wh
     return task
 
 
-def find_folder(model_name: str, revision: str | None = None, *, tokenizer_only: bool = False) -> Path:
+def find_folder(model_name: str, hub: Hub = ANY_HUB, *, tokenizer_only: bool = False) -> Path:
     """The local folder of a name: an embedded checkpoint, a folder, or a hub id (fetched if it is not cached yet).
 
     Args:
@@ -327,51 +368,41 @@ def find_folder(model_name: str, revision: str | None = None, *, tokenizer_only:
         return Path(str(files("encoderlens") / "checkpoints" / model_name.removeprefix(EMBEDDED_PREFIX)))
     folder = Path(model_name).expanduser()
     if folder.is_dir():
-        if not tokenizer_only and not any((folder / name).is_file() for name in ("config.json", MODULES)):
+        if not tokenizer_only and not any((folder / name).is_file() for name in ("config.json", MODULES, ADAPTER)):
             raise CheckpointNotFoundError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
         return folder
     if folder.exists():
         raise CheckpointNotFoundError(f"{folder} is a file; give the folder of the checkpoint")
     if model_name.count("/") > 1 or model_name.startswith((".", "/", "~")):
         raise CheckpointNotFoundError(f"there is no folder {model_name!r}")
-    return _fetch(model_name, revision, tokenizer_only)
+    return _fetch(model_name, hub, tokenizer_only)
 
 
-def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
+def _fetch(repo: str, hub: Hub, tokenizer_only: bool) -> Path:
     """A hub repository's configuration, weights and tokenizer, those of all its modules included, or the tokenizer alone,
     through the hub's cache.
+
+    Raises:
+        CheckpointNotFoundError: if neither the cache nor the hub has the repository.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    hub = hub.connected()
 
     def fetch(name: str, folder: str = "") -> Path | None:
-        try:
-            return Path(hf_hub_download(repo, f"{folder}/{name}" if folder else name, revision=revision))
-        except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
-            return None
+        return hub.file(repo, f"{folder}/{name}" if folder else name)
+
+    def fetch_first(names: Iterable[str], folder: str = "") -> Path | None:
+        return next((path for name in names if (path := fetch(name, folder)) is not None), None)
 
     def fetch_weights(folder: str) -> None:
-        weights = next((path for name in WEIGHT_FILES if (path := fetch(name, folder)) is not None), None)
+        weights = fetch_first(WEIGHT_FILES, folder)
         if weights is not None and weights.name.endswith(".index.json"):
             for shard in shard_names(weights):
                 fetch(shard, folder)
 
-    needed = (*TOKENIZER_FILES, *PROCESSOR_FILES) if tokenizer_only else ("config.json", MODULES)
-    try:
-        found = next((path for path in map(fetch, needed) if path is not None), None)
-    except (HFValidationError, HfHubHTTPError) as error:
-        raise CheckpointNotFoundError(f"{repo!r} is neither a folder nor a hub id that can be read: {error}") from error
+    needed = (*TOKENIZER_FILES, *PROCESSOR_FILES) if tokenizer_only else ("config.json", MODULES, ADAPTER)
+    found = fetch_first(needed)
     if found is None:
-        raise CheckpointNotFoundError(
-            f"{repo!r} is not a folder, and its {needed[0]} is neither in the hub cache nor to be fetched: check the name"
-            f"{f' and revision {revision!r}' if revision else ''}, go online once, or give a local folder"
-        )
+        raise hub.not_found(repo, needed[0])
     modules = None if tokenizer_only else fetch(MODULES)
     transformer, *others = [""] if modules is None else module_folders(modules)
     extras = () if modules is None else TRANSFORMER_FILES
@@ -379,6 +410,8 @@ def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
         fetch(name, transformer)
     if not tokenizer_only:
         fetch_weights(transformer)
+        if fetch(ADAPTER, transformer) is not None:
+            fetch_first(ADAPTER_WEIGHTS, transformer)
     for folder in others:
         fetch("config.json", folder)
         fetch_weights(folder)
@@ -387,16 +420,20 @@ def _fetch(repo: str, revision: str | None, tokenizer_only: bool) -> Path:
     return found.parent
 
 
-def tokenizer_of(checkpoint: Checkpoint, model_name: str | None, revision: str | None) -> Any | None:
-    """The tokenizer of a checkpoint's folder; of a model in memory, that of the name given with it. None without either."""
+def tokenizer_of(checkpoint: Checkpoint, model_name: str | None, hub: Hub) -> Any | None:
+    """The tokenizer of a checkpoint's folder; of a model in memory, the one that came with it, or that of the name given with
+    it. None without either.
+    """
+    if checkpoint.tokenizer is not None:
+        return checkpoint.tokenizer
     if checkpoint.folder is None and model_name is not None:
-        return load_tokenizer(find_folder(model_name, revision, tokenizer_only=True))
+        return load_tokenizer(find_folder(model_name, hub, tokenizer_only=True))
     return load_tokenizer(checkpoint.folder)
 
 
-def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str | None, default: Any) -> Any:
+def processor_of(checkpoint: Checkpoint, model_name: str | None, hub: Hub, default: Any) -> Any:
     """The processor of a checkpoint's folder: a feature extractor, with the tokenizer if there is one; of a model in memory,
-    that of the name given with it.
+    the one that came with it, or that of the name given with it.
 
     Args:
         default: the feature extractor where there are no files of one.
@@ -405,9 +442,10 @@ def processor_of(checkpoint: Checkpoint, model_name: str | None, revision: str |
         ConfigError: for a feature extractor's files that cannot be read.
     """
     folder = checkpoint.folder
-    if folder is None and model_name is not None:
-        folder = find_folder(model_name, revision, tokenizer_only=True)
-    extractor, tokenizer = _load_extractor(folder, default), load_tokenizer(folder)
+    if folder is None and model_name is not None and checkpoint.extractor is None:
+        folder = find_folder(model_name, hub, tokenizer_only=True)
+    extractor = checkpoint.extractor or _load_extractor(folder, default)
+    tokenizer = checkpoint.tokenizer or load_tokenizer(folder)
     if tokenizer is None:
         return extractor
     from transformers import Wav2Vec2Processor
@@ -426,20 +464,20 @@ def _load_extractor(folder: Path | None, default: Any) -> Any:
         raise ConfigError(f"the processor files in {folder} cannot be read: {_one_line(error)}") from error
 
 
-def tokenizer_named(name: str | Path) -> Any:
+def tokenizer_named(name: str | Path, hub: Hub = ANY_HUB) -> Any:
     """The tokenizer of a folder, hub id or embedded name.
 
     Raises:
         CheckpointNotFoundError: if it has no tokenizer files.
         ConfigError: for files that cannot be read.
     """
-    folder = find_folder(str(name), tokenizer_only=True)
+    folder = find_folder(str(name), hub, tokenizer_only=True)
     if not has_tokenizer(folder):
         raise CheckpointNotFoundError(f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES)})")
     return read_tokenizer(folder)
 
 
-def tokenizer_given(tokenizer: Any) -> Any:
+def tokenizer_given(tokenizer: Any, hub: Hub = ANY_HUB) -> Any:
     """A tokenizer as it is, and for the name of one (a folder, hub id or embedded name) that tokenizer; None for None.
 
     Raises:
@@ -447,7 +485,7 @@ def tokenizer_given(tokenizer: Any) -> Any:
         CheckpointNotFoundError: for a name that leads to none.
     """
     if isinstance(tokenizer, str | Path):
-        return tokenizer_named(tokenizer)
+        return tokenizer_named(tokenizer, hub)
     if tokenizer is None:
         return None
     from transformers import PreTrainedTokenizerBase
@@ -480,13 +518,16 @@ def _config_class(model_type: str) -> Any:
     return CONFIG_MAPPING[model_type]
 
 
-def modality_of(model_name: str, revision: str | None = None) -> str:
+def modality_of(model_name: str) -> str:
     """What a checkpoint reads: "text" or "audio".
 
     Raises:
         CheckpointNotFoundError, UnknownArchitectureError: as ``open_checkpoint``.
     """
-    path = transformer_folder(find_folder(model_name, revision)) / "config.json"
+    folder = transformer_folder(find_folder(model_name))
+    if is_adapter(folder):
+        folder = transformer_folder(_base_folder(read_adapter(folder), ANY_HUB))
+    path = folder / "config.json"
     return family_of(_read_json(path).get("model_type"), str(path)).modality
 
 

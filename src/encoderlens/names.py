@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable
+from fnmatch import fnmatchcase
 from reprlib import repr as short_repr
 from typing import Any
 
@@ -128,7 +129,9 @@ def check_word(what: str, value: Any, known: Collection[Any], error: type[Encode
         if value is word or (isinstance(value, str) and value == word):
             return
     shown = [repr(word) for word in known]
-    choice = f"{', '.join(shown[:-1])} or {shown[-1]}" if len(shown) < 4 else f"one of {', '.join(shown)}"
+    choice = f"one of {', '.join(shown)}"
+    if len(shown) < 4:
+        choice = " or ".join([", ".join(shown[:-1]), shown[-1]][len(shown) == 1 :])
     raise error(f"{what}={short_repr(value)} is unknown; it is {choice}{did_you_mean(value, known)}")
 
 
@@ -137,6 +140,54 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
     words = [other for other in known if isinstance(other, str)]
     close = difflib.get_close_matches(word, words, n=3, cutoff=0.6) if isinstance(word, str) else []
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def matching(patterns: Iterable[str], names: Collection[str], default: Collection[str]) -> list[str]:
+    """The hook points that patterns stand for, in their order: full names, globs (``"blocks.*.hook_resid_post"``), and short
+    names, which stand for every layer without one (``"pattern"``) and for one with it (``"q0"``).
+
+    Args:
+        patterns: what is wanted.
+        names: every hook point.
+        default: those that are computed unasked; a glob selects others only if it matches none of these.
+
+    Raises:
+        HookNameError: for a pattern that stands for none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        found.update(_matches(pattern, names, default))
+    return [name for name in names if name in found]
+
+
+def _matches(pattern: str, names: Collection[str], default: Collection[str]) -> list[str]:
+    if pattern in names:
+        return [pattern]
+    if any(letter in pattern for letter in "*?["):
+        wide = [name for name in names if fnmatchcase(name, pattern)]
+        chosen = [name for name in wide if name in default] or wide
+        if not chosen:
+            raise HookNameError(f"no hook point matches {pattern!r}")
+        return chosen
+    if "." in pattern or pattern.startswith("hook_"):
+        raise HookNameError(f"there is no hook point {pattern!r}{did_you_mean(pattern, names)}")
+    return _short_matches(pattern, names)
+
+
+def _short_matches(short: str, names: Collection[str]) -> list[str]:
+    """The hook points of a short name: in its layer, or at every place that has one of that name."""
+    compact = _COMPACT.fullmatch(short)
+    if compact:
+        name = act_name(short)
+        if name not in names:
+            raise HookNameError(f"there is no hook point {name!r}{did_you_mean(name, names)}")
+        return [name]
+    last = f"hook_{_ALIASES.get(short, short)}"
+    chosen = [name for name in names if name.rpartition(".")[2] == last]
+    if not chosen:
+        known = {name.rpartition("hook_")[2] for name in names} | set(_ALIASES)
+        raise HookNameError(f"no hook point is called {short!r}{did_you_mean(short, sorted(known))}")
+    return chosen
 
 
 def select(names_filter: NamesFilter, names: Collection[str]) -> list[str]:

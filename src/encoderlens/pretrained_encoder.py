@@ -12,6 +12,7 @@ from encoderlens.config_from_dict import ModelRequest
 from encoderlens.devices import device_named
 from encoderlens.encoder import Encoder
 from encoderlens.errors import ConfigError, InputError
+from encoderlens.hub import Hub
 from encoderlens.precision import model_dtype
 from encoderlens.run_state import Run
 from encoderlens.sequence import Sequence
@@ -43,7 +44,7 @@ class PretrainedEncoder(Encoder):
         checkpoint_index: int | None,
         checkpoint_value: int | None,
         hf_model: Any,
-        revision: str | None,
+        hub: Hub,
         task: str | None,
     ) -> loading.Checkpoint:
         """The checkpoint that ``from_pretrained`` was asked for."""
@@ -52,7 +53,7 @@ class PretrainedEncoder(Encoder):
                 "checkpoint_index and checkpoint_value have no meaning for encoders: name a training step by revision="
             )
         name = None if model_name is None else str(model_name)
-        return loading.open_checkpoint(name, hf_model=hf_model, revision=revision, task=task)
+        return loading.open_checkpoint(name, hf_model=hf_model, hub=hub, task=task)
 
     def run_with_cache(self, *model_args: Any, pos_slice: Any = None, logits_at: Any = None, **kwargs: Any) -> tuple[Any, Any]:
         """As ``HookedRootModule.run_with_cache``; the cache is an ActivationCache unless ``return_cache_object`` is False.

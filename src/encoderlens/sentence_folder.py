@@ -71,8 +71,11 @@ def module_folders(modules: Path) -> list[str]:
     return [str(entry["path"]) for entry in _entries(modules)]
 
 
-def read_sentence_folder(folder: Path) -> SentenceFolder | None:
+def read_sentence_folder(folder: Path, open_weights: Callable[[Path], TensorSource] = open_folder) -> SentenceFolder | None:
     """What a folder says of a sentence encoder; None for one that holds just a transformer.
+
+    Args:
+        open_weights: opens the weights of a module by its folder.
 
     Raises:
         ConfigError: for a module, or an option of one, that is not implemented.
@@ -100,7 +103,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     pooling = _pooling(folder / kinds[0][1] / "config.json", has_prompt=bool(prompts))
     layers = tuple(_READERS[kind](folder / name / "config.json", name) for kind, name in kinds[1:])
     part = SentenceEmbeddingPart(pooling, layers, prompts=prompts, prompt=prompt)
-    sources = {layer.folder: open_folder(folder / layer.folder) for layer in layers if layer.name != "normalize"}
+    sources = {layer.folder: open_weights(folder / layer.folder) for layer in layers if layer.name != "normalize"}
     return SentenceFolder(transformer, _with_text_options(part, transformer), sources)
 
 

@@ -2,25 +2,42 @@
 
 import copy
 import logging
+import re
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from encoderlens.alignment import Alignment, aligned, padding_in_front
 from encoderlens.components.heads import TextContext
 from encoderlens.config import EncoderConfig, PaddedPositionsPart, TokenDropoutEmbeddingPart
 from encoderlens.errors import InputError, TokenizerMissingError
-from encoderlens.given import as_booleans, as_integers, as_tensor, check_text, described, dtype_name, holds_integers
+from encoderlens.given import (
+    as_booleans,
+    as_integers,
+    as_rows,
+    as_tensor,
+    check_keys,
+    check_once,
+    check_text,
+    described,
+    dtype_name,
+    holds_integers,
+)
 from encoderlens.sequence import Sequence, usable
 from encoderlens.tokenizer_files import TOKENIZER_FILES
 from encoderlens.tokenizing import same_tokenizer, special_ids, tokenized
 
 log = logging.getLogger("encoderlens")
+
+MASK_SPELLINGS = re.compile(r"(?i:[\[<({]mask[\])>}])|_{3,}|\bMASK\b")  # of some tokenizer, or a person
+HF_NAMES = ("input_ids", "token_type_ids", "attention_mask", "inputs_embeds")  # of what a text model reads
+PADDED = "tokenizer(texts, padding=True, return_tensors='pt')"
 
 Text = str | tuple[str, str]
 TextInput = Text | list[str] | list[tuple[str, str]]
@@ -60,7 +77,7 @@ class TextBatch(TextContext):
     """One batch, ready to run, with what decoding needs. Its tensors are its own.
 
     Attributes:
-        token_ids: [batch pos]; None for a run that starts from a residual stream.
+        token_ids: [batch pos]; None for a run that starts from vectors or from a residual stream.
         token_type_ids: [batch pos]; None means type 0 everywhere.
         sequence: mask and size.
         single: the input was one bare text or one row of tokens, so that predictions are not a list.
@@ -68,6 +85,7 @@ class TextBatch(TextContext):
         encodings: what a fast tokenizer made of each text, which says where each token comes from, whatever the mask.
         tokenizer: None for a model without one.
         fit: what it was made for; a model in which that differs does not take it.
+        vectors: what stands in place of the output of the word-embedding table; None where tokens are looked up.
     """
 
     token_ids: Int[Tensor, "batch pos"] | None
@@ -78,10 +96,12 @@ class TextBatch(TextContext):
     encodings: list[Any] | None
     tokenizer: Any | None
     fit: TextFit
+    vectors: Float[Tensor, "batch pos d_embed"] | None = None
 
     @property
     def device(self) -> torch.device:
-        return self.tokens.device
+        read = self.tokens if self.vectors is None else self.vectors
+        return read.device
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -92,8 +112,8 @@ class TextBatch(TextContext):
 
     @property
     def position_labels(self) -> tuple[str, ...]:
-        """Number and token, or the number alone without a tokenizer."""
-        if self.tokenizer is None:
+        """Number and token, or the number alone without a tokenizer, or without tokens."""
+        if self.tokenizer is None or self.token_ids is None:
             return tuple(map(str, range(self.sequence.pos)))
         tokens = self.tokenizer.convert_ids_to_tokens(self.tokens[0].tolist())
         return tuple(f"{number} {token}" for number, token in enumerate(tokens))
@@ -101,7 +121,9 @@ class TextBatch(TextContext):
     @property
     def tokens(self) -> Int[Tensor, "batch pos"]:
         if self.token_ids is None:
-            raise InputError("predictions need the tokens, which a run from start_at_layer does not have; take the logits")
+            raise InputError(
+                "this needs the tokens, which a run from inputs_embeds or start_at_layer does not have; take the logits"
+            )
         return self.token_ids
 
     def part(self, rows: slice) -> "TextBatch":
@@ -109,11 +131,20 @@ class TextBatch(TextContext):
         at the end goes, unless the embeddings count what stands there.
         """
         sequence = self.sequence.part(rows, self._read_by(rows))
-        tokens, types = (
-            None if beside is None else beside[rows, : sequence.pos].clone() for beside in (self.token_ids, self.token_type_ids)
+        tokens, types, vectors = (
+            None if beside is None else beside[rows, : sequence.pos].clone()
+            for beside in (self.token_ids, self.token_type_ids, self.vectors)
         )
         texts, encodings = (None if of_texts is None else of_texts[rows] for of_texts in (self.texts, self.encodings))
-        return replace(self, token_ids=tokens, token_type_ids=types, sequence=sequence, texts=texts, encodings=encodings)
+        return replace(
+            self,
+            token_ids=tokens,
+            token_type_ids=types,
+            vectors=vectors,
+            sequence=sequence,
+            texts=texts,
+            encodings=encodings,
+        )
 
     def _read_by(self, rows: slice) -> int:
         """The number of positions that some of its sequences need."""
@@ -127,10 +158,11 @@ class TextBatch(TextContext):
     def at(self, device: torch.device) -> "TextBatch":
         """The same batch where a model is now."""
         tokens, types = usable(self.token_ids, device), usable(self.token_type_ids, device)
-        sequence = self.sequence.at(device)
-        if tokens is self.token_ids and types is self.token_type_ids and sequence is self.sequence:
+        vectors, sequence = usable(self.vectors, device), self.sequence.at(device)
+        pairs = ((tokens, self.token_ids), (types, self.token_type_ids), (vectors, self.vectors), (sequence, self.sequence))
+        if all(now is before for now, before in pairs):
             return self  # with what its layers have made once
-        return replace(self, token_ids=tokens, token_type_ids=types, sequence=sequence)
+        return replace(self, token_ids=tokens, token_type_ids=types, vectors=vectors, sequence=sequence)
 
     def check_fit(self, fit: TextFit) -> None:
         """Refuse another model than it was prepared for.
@@ -160,6 +192,14 @@ class TextBatch(TextContext):
     def masks(self) -> Bool[Tensor, "batch pos"]:
         masks = self.tokens == self.mask_token_id
         return masks if self.sequence.mask is None else masks & self.sequence.mask
+
+    def mask_advice(self, row: int) -> str:
+        mask = require_tokenizer(self.tokenizer, "predictions").mask_token
+        texts = () if self.texts is None else _parts(self.texts[row])
+        found = [spelling for text in texts for spelling in MASK_SPELLINGS.findall(text) if spelling != mask]
+        if found:
+            return f"this tokenizer's mask token is {mask}, not {found[0]}: write {mask}"
+        return f"put {mask} where a word is wanted"
 
     def decode_ids(self, ids: list[int]) -> str:
         return require_tokenizer(self.tokenizer, "predictions").decode(ids).strip()
@@ -235,6 +275,76 @@ def require_tokenizer(tokenizer: Any | None, what: str) -> Any:
             "tokenizer=, or give token ids"
         )
     return tokenizer
+
+
+@dataclass(frozen=True)
+class TextArguments:
+    """What a caller gives as one input, whatever it is called.
+
+    Attributes:
+        input: text, token ids, a prepared batch or a residual stream; None for vectors.
+        types: token types.
+        mask: of real positions.
+        vectors: what stands in place of the output of the word-embedding table; None for anything else.
+    """
+
+    input: Any
+    types: Any
+    mask: Any
+    vectors: Any
+
+    def for_embeddings(self) -> dict[str, Any]:
+        """These, as keyword arguments of ``prepare``."""
+        return {
+            "input": self.input,
+            "token_type_ids": self.types,
+            "one_zero_attention_mask": self.mask,
+            "inputs_embeds": self.vectors,
+        }
+
+
+def text_arguments(
+    input: Any,
+    token_type_ids: Any = None,
+    one_zero_attention_mask: Any = None,
+    *,
+    input_ids: Any = None,
+    attention_mask: Any = None,
+    inputs_embeds: Any = None,
+) -> TextArguments:
+    """Arguments under our names and those of Hugging Face, and what a tokenizer returns, as one set.
+
+    Args:
+        input: also a dictionary or BatchEncoding with the names of Hugging Face.
+        token_type_ids, one_zero_attention_mask, input_ids, attention_mask, inputs_embeds: as for ``HookedEncoder.forward``.
+
+    Raises:
+        InputError: for something that is given twice, nothing to read, and for names in a dictionary that are unknown.
+    """
+    given: dict[str, list[tuple[str, Any]]] = {name: [] for name in HF_NAMES}
+
+    def note(name: str, called: str, value: Any) -> None:
+        if value is not None:
+            given[name].append((called, value))
+
+    if isinstance(input, Mapping):
+        check_keys(input, HF_NAMES)
+        for name, value in input.items():
+            note(name, f"the dictionary's {name}", as_rows(value, name, PADDED))
+    else:
+        note("input_ids", "input", input)
+    note("input_ids", "input_ids", as_rows(input_ids, "input_ids", PADDED))
+    note("token_type_ids", "token_type_ids", token_type_ids)
+    note("attention_mask", "one_zero_attention_mask", one_zero_attention_mask)
+    note("attention_mask", "attention_mask", attention_mask)
+    note("inputs_embeds", "inputs_embeds", inputs_embeds)
+    for several in given.values():
+        check_once(*(called for called, _ in several))
+    check_once(*(called for name in ("input_ids", "inputs_embeds") for called, _ in given[name]))
+    found = {name: entries[0][1] if entries else None for name, entries in given.items()}
+    if found["input_ids"] is None and found["inputs_embeds"] is None:
+        raise InputError("there is no input: give text, token ids (input, or input_ids=) or vectors (inputs_embeds=)")
+    return TextArguments(found["input_ids"], found["token_type_ids"], found["attention_mask"], found["inputs_embeds"])
 
 
 def is_text(value: Any) -> bool:
@@ -356,6 +466,23 @@ def check_tokens(tokens: Any, d_vocab: int, n_ctx: int) -> Int[Tensor, "batch po
     if low < 0 or high >= d_vocab:
         raise InputError(f"token ids run from {low} to {high}; this model's lie in 0 .. {d_vocab - 1}")
     return ids
+
+
+def check_vectors(vectors: Any, d_embed: int, n_ctx: int, dtype: torch.dtype) -> Float[Tensor, "batch pos d_embed"]:
+    """Vectors in place of word embeddings, in a tensor of one's own through which gradients flow back.
+
+    Raises:
+        InputError: for a wrong type, shape or length.
+    """
+    given = as_tensor(vectors, "inputs_embeds")
+    if given.ndim != 3 or given.shape[-1] != d_embed or given.numel() == 0 or not given.is_floating_point():
+        raise InputError(
+            f"inputs_embeds is {described(vectors)}; give floating-point numbers [batch pos {d_embed}], not empty: what "
+            "stands in place of the rows of the word-embedding table"
+        )
+    if given.shape[1] > n_ctx:
+        raise InputError(f"input has {given.shape[1]} positions, the model takes {n_ctx}; shorten it")
+    return given.to(dtype, copy=True)
 
 
 def check_token_types(types: Any, shape: torch.Size | tuple[int, ...], n_token_types: int) -> Int[Tensor, "batch pos"] | None:

@@ -284,7 +284,7 @@ def test_means_over_a_data_set(post):
         (torch.zeros(1, 2, 5, dtype=torch.long), r"token ids have shape \[1, 2, 5\]"),
         (torch.zeros(2, 5), "token ids are whole numbers, not float32"),
         (np.zeros((2, 5)), "token ids are whole numbers, not float64"),
-        (None, "input is a NoneType"),
+        (None, "there is no input: give text, token ids"),
         ((text for text in TEXTS), "input is a generator"),
         ([1, 2, 3], "input 0 is an int; text is a string"),
         (["the", ("the", "a")], "the list mixes single texts and pairs"),
@@ -332,7 +332,7 @@ def test_among_two_masks_a_position_chooses(post):
     ("inputs", "position", "message"),
     [
         ([*TEXTS, "the [MASK] and the [MASK]"], None, r"sequence 3 has 2 mask tokens \(at 2, 5\), not one"),
-        ([*TEXTS, "no"], None, "sequence 3 has 0 mask tokens, not one: say where with position="),
+        ([*TEXTS, "no"], None, "sequence 3 has 0 mask tokens, not one: put"),
         (TEXTS, -1, "there is no position -1 in sequence 0: positions run from 0 to 13"),
         (TEXTS, [1, 1, 14], "there is no position 14 in sequence 2"),
         (TEXTS, [1, 5, 1], "position 5 of sequence 1 is padding"),
@@ -719,6 +719,7 @@ def test_it_is_frozen_and_goes_through_json(post):
         target=tuple(read["target"]),
         baseline=tuple(read["baseline"]),
         positions=tuple(read["positions"]),
+        tokens=tuple(read["tokens"]),
     )
     assert again.to_json() == result.to_json()
 
@@ -726,7 +727,7 @@ def test_it_is_frozen_and_goes_through_json(post):
 def test_the_table_has_the_strongest_components_the_total_and_the_error(trained):
     result = direct_logit_attribution(trained, DOOR, "door")
     lines = str(result).splitlines()
-    assert lines[0].strip() == "Direct logit attribution: door"
+    assert lines[0].strip() == "Direct logit attribution: door at 4 [MASK]"
     assert rows_of(str(result))[1:] == [[entry.labels[0], f"{entry.value:.4g}"] for entry in result.top()]
     assert "L3H0" in str(result)
     assert lines[-1].strip() == f"adds up to {result.total:.4g}; completeness error {result.error:.1g}"

@@ -390,7 +390,7 @@ def test_the_table_of_one_position_has_every_output_in_a_row(post):
     header, *rows = rows_of(str(lens))
     assert header == ["stream", "3 [MASK]"]  # not read as markup
     assert rows == [[label, "  ".join(cell(lens, row, 0))] for row, label in enumerate(lens.labels["stream"])]
-    assert str(lens).splitlines()[0].strip() == "Logit lens"
+    assert str(lens).splitlines()[0].strip() == "Logit lens of the masked_lm head: outputs by their probability"
     assert "columns" not in str(lens)
 
 
@@ -425,7 +425,7 @@ def test_the_table_of_a_data_set_has_a_column_a_text_and_position(post):
 def test_the_table_of_one_row_a_sequence():
     one = logit_lens(made("post", "classification"), TEXTS[0])
     header, *rows = rows_of(str(one))
-    assert header == ["stream", ""]
+    assert header == ["stream", "output and its probability"]
     assert rows == [[label, "  ".join(cell(one, row))] for row, label in enumerate(one.labels["stream"])]
     two = logit_lens(made("post", "classification"), ["no", "yes"])
     assert rows_of(str(two))[0] == ["stream", "no", "yes"]

@@ -3,8 +3,11 @@ import itertools
 import json
 import math
 import random
+import sys
 from dataclasses import FrozenInstanceError, dataclass
+from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -13,10 +16,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
+from transformers import EsmTokenizer
 
-from encoderlens.analysis import AdditiveResult, Entry, Interval, Result
+from encoderlens import HookedEncoder
+from encoderlens.analysis import (
+    AdditiveResult,
+    Entry,
+    Interval,
+    Result,
+    contacts,
+    direct_logit_attribution,
+    fill_mask,
+    logit_lens,
+    minimal_pairs,
+    pseudo_log_likelihood,
+)
 from encoderlens.analysis.result import t_quantile
-from encoderlens.errors import InputError
+from encoderlens.errors import InputError, PackageMissingError
+from tests.checkpoints import save_tiny
 from tests.parity import assert_close, assert_parity
 
 NAN, INF = math.nan, math.inf
@@ -439,3 +456,59 @@ def test_the_error_of_one_bad_example_is_not_hidden_by_another() -> None:
     values, total = torch.tensor([[1000.0, 0.001], [0.0, 0.001]]), torch.tensor([1000.0, 0.0])
     labels = {"component": ("a", "b"), "example": ("one", "two")}
     assert AdditiveResult(values, ("component", "example"), labels, total).error == pytest.approx(2.0)
+
+
+def test_notebooks_show_the_table_as_html() -> None:
+    result = Result(torch.tensor([0.5, -2.0]), ("component",), {"component": ("<b>", "[MASK]")})
+    shown = result._repr_html_()
+    assert "<th>component</th><th>value</th>" in shown
+    assert "<tr><td>[MASK]</td><td>-2</td></tr><tr><td>&lt;b&gt;</td><td>0.5</td></tr>" in shown
+
+
+def test_to_pandas_has_a_row_for_each_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = SimpleNamespace(DataFrame=lambda columns: columns)
+    monkeypatch.setitem(sys.modules, "pandas", frames)
+    result = Result(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), ("a", "b"), {"a": ("x", "y"), "b": ("u", "v")})
+    columns = {"a": ["x", "x", "y", "y"], "b": ["u", "v", "u", "v"], "value": [1.0, 2.0, 3.0, 4.0]}
+    assert result.to_pandas() == columns
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(PackageMissingError, match="pip install pandas"):
+        result.to_pandas()
+
+
+def test_every_analysis_labels_its_tokens() -> None:
+    model = HookedEncoder.from_pretrained("encoderlens/tiny-bert", device="cpu")
+    text, other = "She opened the [MASK].", "A [MASK]."
+    decided = direct_logit_attribution(model, [text, other], "door")
+    assert decided.tokens == ("4 [MASK]", "2 [MASK]")
+    columns = decided.columns()
+    assert columns["position"][:2] == ["4 [MASK]", "2 [MASK]"]
+    assert columns["value"] == decided.values.flatten().tolist()
+    assert "door at 4 [MASK]" in direct_logit_attribution(model, text, "door").title
+    lens = logit_lens(model, [text, other], top_k=2)
+    columns = lens.columns()
+    assert len(columns["value"]) == 9 * 2 * (7 + 5), "no row for a position that the shorter text lacks"
+    last = [place for place, example in enumerate(columns["example"]) if example == other]
+    assert [columns["token"][place] for place in last[-10::2]] == ["0 [CLS]", "1 a", "2 [MASK]", "3 .", "4 [SEP]"]
+    at = lens.ids[-1, 1, 2, 0].item()
+    place = max(place for place in last if columns["token"][place] == "2 [MASK]" and columns["rank"][place] == "1")
+    assert columns["output"][place] == lens.names[at]
+    filled = fill_mask(model, [text, other], top_k=2).columns()
+    assert filled["token"][0] == "door"
+    assert len(filled["value"]) == 4
+    scored = pseudo_log_likelihood(model, ["The boys", "souvenir"]).columns()
+    assert scored["example"] == ["The boys"] * 2 + ["souvenir"] * (len(scored["token"]) - 2)
+    assert scored["token"][:2] == ["the", "boys"]
+    assert minimal_pairs(model, [("The boys are", "The boys is")]).columns()["bad"] == ["The boys is"]
+
+
+def test_contacts_label_each_examples_own_residues(tmp_path: Path) -> None:
+    save_tiny("EsmForMaskedLM", tmp_path, vocab_size=33, mask_token_id=32)
+    vocabulary = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    EsmTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    model = HookedEncoder.from_pretrained(tmp_path, device="cpu")
+    found = contacts(model, ["MQI", "GI"])
+    columns = found.columns()
+    assert columns["residue"] == ["1 M"] * 3 + ["2 Q"] * 3 + ["3 I"] * 3 + ["1 G"] * 2 + ["2 I"] * 2
+    assert columns["value"][-1] == found.values[1, 1, 1].item()

@@ -26,7 +26,7 @@ def cached(hf_class: str, task: str, variant: str = "plain") -> tuple[Tensor, Ac
     batch = text_batch(model)
     everything = {"names_filter": lambda name: True}
     logits, cache = model.run_with_cache(batch["tokens"], "logits", batch["types"], batch["mask"], **everything)
-    return logits.detach(), cache
+    return cache.model.heads[task].by_output(logits.detach()), cache
 
 
 # The stream

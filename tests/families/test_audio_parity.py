@@ -93,6 +93,7 @@ def test_forward(case: Case) -> None:
     theirs = case.hf_model.base_model(**inputs, output_hidden_states=True, output_attentions=True)
     out, cache = model.run_with_cache(snippets(), return_type="logits" if model.task else "hidden")
     assert_parity(model(snippets()), theirs.last_hidden_state, real)
+    assert_parity(model(**inputs), theirs.last_hidden_state, real)  # what the feature extractor made, read as it is
     streams = [*(cache["resid_pre", layer] for layer in range(model.cfg.n_layers)), cache[case.final]]
     for ours, expected in zip(streams, theirs.hidden_states, strict=True):
         assert_parity(ours, expected, real)

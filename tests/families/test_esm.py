@@ -188,7 +188,7 @@ def test_scores_are_what_QK_at_a_distance_says() -> None:
     attn = model.blocks[1].attn
     attn.b_Q, attn.b_K = torch.zeros(5, 8), torch.zeros(5, 8)
     _, cache = model.run_with_cache(tiny_batch()["tokens"], "hidden", names_filter=lambda name: True)
-    read, scores = cache["q_input", 1][0, :, 0], cache["attn_scores", 1][0] * model.cfg.d_head**0.5
+    read, scores = model.blocks[1].ln1(cache["resid_pre", 1])[0], cache["attn_scores", 1][0] * model.cfg.d_head**0.5
     for query, key in ((0, 0), (2, 7), (9, 3)):
         assert_close(scores[:, query, key], read[query] @ attn.QK_at(key - query).AB @ read[key])
     with pytest.raises(AnalysisError, match=r"take blocks\[l\]\.attn\.QK_at\(distance\)"):

@@ -44,11 +44,11 @@ def test_hooks_on_split_inputs_of_heads_that_share_keys(n_kv_heads: int) -> None
         for point, place in (("k", "attn_scores"), ("v", "result")):
             for chosen in range(n_kv_heads):
 
-                def double(tensor: torch.Tensor, hook: Any, chosen: int = chosen) -> None:
+                def turn(tensor: torch.Tensor, hook: Any, chosen: int = chosen) -> None:
                     assert tensor.shape == (3, 11, n_kv_heads, 40)
-                    tensor[:, :, chosen] *= 2
+                    tensor[:, :, chosen] = tensor[:, :, chosen].roll(1, -1)  # a norm follows, which takes lengths away
 
-                with model.hooks([(f"blocks.1.hook_{point}_input", double)]):
+                with model.hooks([(f"blocks.1.hook_{point}_input", turn)]):
                     _, edited = model.run_with_cache(BATCH["tokens"], names_filter=names)
                 heads = 1 if place == "attn_scores" else 2  # the axis that counts them
                 changed = changed_along(heads, edited[place, 1], clean[place, 1])

@@ -51,7 +51,8 @@ def assert_all_fire_and_change_nothing(model: HookedEncoder) -> None:
         plain = run(model, batch)
         with model.hooks([(list(expected), note)]):
             hooked = run(model, batch)
-    assert seen == {name: shape(axes, sizes(model, plain)) for name, axes in expected.items()}
+    by_output = head.by_output(plain)
+    assert seen == {name: shape(axes, sizes(model, by_output)) for name, axes in expected.items()}
     assert_parity(hooked, plain, batch["mask"] if head.per_position else None, 1e-11)
 
 

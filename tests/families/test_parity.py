@@ -47,7 +47,7 @@ def hf_logits(output: Any) -> torch.Tensor:
         return torch.stack([output.start_logits, output.end_logits], -1)
     if "prediction_logits" in output:
         return output.prediction_logits
-    return output.logits.unsqueeze(-1) if "Electra" in type(output).__name__ else output.logits  # one logit for each token
+    return output.logits
 
 
 def test_forward(twins: Any) -> None:
@@ -117,6 +117,27 @@ def test_loss_and_gradients(twins: Any) -> None:
     ours.backward()
     theirs.backward()
     assert_gradient_parity(gradients_under_hf_names(model, hf_model), gradients(hf_model))
+
+
+@pytest.mark.parametrize("hf_class", ENCODERS.values())
+def test_vectors_in_place_of_word_embeddings(hf_class: str) -> None:
+    hf_model = tiny_hf(hf_class, seed=4)
+    model = HookedEncoder.from_pretrained(hf_model=hf_model, device="cpu")
+    batch = tiny_batch(n_types=model.cfg.n_token_types)
+    width = model.embed.embed.W_E.shape[1]
+    vectors = torch.randn(3, 11, width, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    named = {"inputs_embeds": vectors, "attention_mask": batch["mask"]}
+    if "token_type_ids" in signature(hf_model.forward).parameters:
+        named["token_type_ids"] = batch["types"]
+    theirs = hf_logits(hf_model(**named))
+    ours, cache = model.run_with_cache(**named, names_filter="embed.hook_embed")
+    assert_parity(ours, theirs, batch["mask"])
+    assert_parity(model(**named), theirs, batch["mask"])
+    assert torch.equal(cache["embed"], vectors)
+    real = batch["mask"].bool()
+    (our_gradient,) = torch.autograd.grad(ours[real].square().mean(), vectors)
+    (their_gradient,) = torch.autograd.grad(theirs[real].square().mean(), vectors)
+    assert_parity(our_gradient, their_gradient, batch["mask"])
 
 
 # Every family, and what the padding token means to some: untied tables, other tokens, positions that are counted without it.

@@ -18,11 +18,30 @@ from encoderlens.text_input import TextBatch
 
 @dataclass(frozen=True, eq=False)
 class Contacts(Result):
-    """The probability that two residues touch, at least to the model; each pair stands there twice."""
+    """The probability that two residues touch, at least to the model; each pair stands there twice.
+
+    Attributes:
+        residues: the residues of each example by their labels, such as ``"1 M"``.
+    """
+
+    residues: tuple[tuple[str, ...], ...]
 
     @property
     def title(self) -> str:
         return "Contacts"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """As ``Result.columns``, each example with its own residues, and without those that it does not have."""
+        if EXAMPLE not in self.axes:
+            return super().columns()
+        rows = [
+            (self.labels[EXAMPLE][index], one, other, value)
+            for index, residues in enumerate(self.residues)
+            for one, values in zip(residues, self.values[index].tolist(), strict=False)
+            for other, value in zip(residues, values, strict=False)
+        ]
+        columns = zip(*rows, strict=True)
+        return dict(zip((*self.axes, "value"), map(list, columns), strict=True))
 
 
 def contacts(model: HookedEncoder, inputs: Any, *, batch_size: Whole = 32) -> Contacts:
@@ -50,15 +69,15 @@ def contacts(model: HookedEncoder, inputs: Any, *, batch_size: Whole = 32) -> Co
     examples = Examples.of(model, inputs, batch_size)
     require_eval(model)
     with torch.no_grad():
-        maps = [_of_batch(model, model.prepare(batch)) for _, batch in examples.batches()]
+        maps = [_of_batch(model, model.prepare(batch)) for _, batch in examples.batches("contacts")]
     longest = max(part.shape[-1] for part in maps)
     values = torch.cat([F.pad(part, (0, longest - part.shape[-1]) * 2, value=torch.nan) for part in maps])
     numbers = tuple(str(number + 1) for number in range(longest))
+    residues = tuple(names[1:-1] for names in examples.position_names(None))
     if examples.single:
-        residues = examples.whole.position_labels[1:-1]
-        return Contacts(values[0], ("residue", "partner"), {"residue": residues, "partner": residues})
+        return Contacts(values[0], ("residue", "partner"), {"residue": residues[0], "partner": residues[0]}, residues)
     labels = {EXAMPLE: examples.labels, "residue": numbers, "partner": numbers}
-    return Contacts(values, tuple(labels), labels)
+    return Contacts(values, tuple(labels), labels, residues)
 
 
 def _of_batch(model: HookedEncoder, batch: TextBatch) -> Float[Tensor, "batch residue residue"]:

@@ -88,7 +88,9 @@ def cosine_attribution(
     if len(examples) != len(others):
         raise InputError(f"there are {len(examples)} first texts and {len(others)} second ones; give as many of both")
     parts = []
-    for (_, batch), (_, other) in zip(examples.batches(), others.batches(), strict=True):
+    for (_, batch), (_, other) in zip(
+        examples.batches("cosine attribution"), others.batches("cosine attribution"), strict=True
+    ):
         unit = _unit(model, other)
         parts.append(direct_rows(model, embedding, lambda b=batch, u=unit: _cosine(model, b, u), ("H", "N")[: 1 + neurons]))
     components = max((part.labels for part in parts), key=len)  # with hooks, a batch may have one row more than another

@@ -1,6 +1,7 @@
 """Direct logit attribution: what each component adds to a logit of its own accord."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,18 +27,30 @@ class DirectLogitAttribution(AdditiveResult):
         target: what the logit stands for, for each example.
         baseline: what the subtracted logit stands for, for each example; None without one.
         positions: the position of the logit in each example; None for a head with one row a sequence.
+        tokens: the number and token (or time) of each of these positions, as ``"4 [MASK]"``; None as above.
     """
 
     task: str
     target: tuple[str, ...]
     baseline: tuple[str, ...] | None
     positions: tuple[int, ...] | None
+    tokens: tuple[str, ...] | None
 
     @property
     def title(self) -> str:
         kinds = {"": self.target, " minus ": self.baseline or ()}
         named = [f"{word}{names[0] if len(set(names)) == 1 else 'of each example'}" for word, names in kinds.items() if names]
-        return f"Direct logit attribution: {''.join(named)}"
+        places = self.tokens or ()
+        where = f" at {places[0]}" if len(places) == 1 else ""
+        return f"Direct logit attribution: {''.join(named)}{where}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """As ``Result.columns``, with the token whose logit it is as ``position``, where the head has one for each."""
+        columns = super().columns()
+        value = columns.pop("value")
+        if self.tokens is not None:
+            columns["position"] = list(self.tokens) * len(self.labels[COMPONENT])
+        return columns | {"value": value}
 
 
 @torch.inference_mode(False)  # which gradients need
@@ -87,10 +100,10 @@ def direct_logit_attribution(
     at = _positions(head, examples, position)
     split = ("H", "N") if neurons else ("H",)
     parts = []
-    for chosen, batch in examples.batches():
+    for chosen, batch in examples.batches("direct logit attribution"):
         here = None if at is None else at[chosen]
         scored = [torch.tensor(these[chosen], device=model.cfg.device) for these in indices.values()]
-        parts.append(direct_rows(model, head, lambda b=batch, h=here, s=scored: _score(model, b, h, s), split))
+        parts.append(direct_rows(model, head, lambda b=batch, h=here, s=scored: _score(model, head, b, h, s), split))
     components = max((part.labels for part in parts), key=len)  # with hooks, a batch may have one row more than another
     values = torch.cat([part.completed(components).values for part in parts], 1)
     total = torch.cat([part.total for part in parts])
@@ -105,6 +118,7 @@ def direct_logit_attribution(
         target=names["target"],
         baseline=names.get("baseline"),
         positions=None if at is None else tuple(at.flatten().tolist()),
+        tokens=None if at is None else tuple(chain.from_iterable(examples.position_names(at.tolist()))),
     )
 
 
@@ -119,9 +133,13 @@ def _positions(head: Head, examples: Examples, position: Any) -> Int[Tensor, "ex
 
 
 def _score(
-    model: Encoder, batch: Batch, at: Int[Tensor, "batch 1"] | None, outputs: list[Int[Tensor, " batch"]]
+    model: Encoder,
+    head: Head,
+    batch: Batch,
+    at: Int[Tensor, "batch 1"] | None,
+    outputs: list[Int[Tensor, " batch"]],
 ) -> Float[Tensor, " batch"]:
     """The logit of the first outputs, minus that of the second if there are any."""
-    logits = model(batch, return_type="logits", logits_at=at).flatten(0, -2)
+    logits = head.by_output(model(batch, return_type="logits", logits_at=at)).flatten(0, -2)
     picked = [logits.gather(1, output.unsqueeze(1)).squeeze(1) for output in outputs]
     return picked[0] if len(picked) == 1 else picked[0] - picked[1]

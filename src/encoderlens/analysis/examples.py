@@ -1,6 +1,6 @@
 """What analyses run on: one input, or a data set in batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from encoderlens.batch import Batch
 from encoderlens.encoder import Encoder
 from encoderlens.errors import InputError
 from encoderlens.given import is_whole, plain
+from encoderlens.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,27 @@ class Examples:
     def __len__(self) -> int:
         return self.whole.sequence.batch
 
-    def batches(self) -> Iterator[tuple[slice, Batch]]:
-        """Which examples, and the batch that they are."""
-        for start in range(0, len(self), self.batch_size):
+    def batches(self, what: str) -> Iterator[tuple[slice, Batch]]:
+        """Which examples, and the batch that they are.
+
+        Args:
+            what: the name of the analysis, for a progress bar.
+        """
+        starts = range(0, len(self), self.batch_size)
+        for start in tracked(starts, what, len(starts)):
             chosen = slice(start, start + self.batch_size)
             yield chosen, self.whole.part(chosen)
+
+    def position_names(self, rows: Sequence[Sequence[int]] | None) -> tuple[tuple[str, ...], ...]:
+        """The labels of some positions of each example, such as ``"4 [MASK]"`` or ``"3 0.0681s"``.
+
+        Args:
+            rows: the positions of each example; None for all of them.
+        """
+        names = [self.whole.part(slice(row, row + 1)).position_labels for row in range(len(self))]
+        if rows is None:
+            return tuple(names)
+        return tuple(tuple(of[position] for position in row) for of, row in zip(names, rows, strict=True))
 
     def each(self, value: Any, what: str) -> list[Any]:
         """A value for each example: one that is for all, or a list, tuple, array or tensor [example] with one each.

@@ -1,6 +1,7 @@
 """Fill-mask: the tokens that a masked LM would put in place of each mask."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,6 +53,13 @@ class FillMask(Result):
             for place in strongest(flat, k).tolist()
         ]
 
+    def columns(self) -> dict[str, list[Any]]:
+        """As ``Result.columns``, with the names of tokens as ``token`` and their text as ``word``."""
+        columns = super().columns()
+        value = columns.pop("value")
+        names = {"token": list(chain.from_iterable(self.tokens)), "word": list(chain.from_iterable(self.words))}
+        return columns | names | {"value": value}
+
     def table(self, k: Whole = 10) -> Table:
         """The first k tokens for every mask, a row each: its name, and its text where that reads otherwise.
 
@@ -99,7 +107,7 @@ def fill_mask(model: HookedEncoder, inputs: Any, top_k: Whole = 5, *, batch_size
         head.check_input(whole)
         is_mask = whole.masks
         read = []
-        for chosen, batch in Examples(whole, batch_size).batches():
+        for chosen, batch in Examples(whole, batch_size).batches("fill-mask"):
             masks = is_mask[chosen]
             most = int(masks.sum(1).max())
             at = masks.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # the masks of each text, in front

@@ -30,16 +30,37 @@ class LogitLens(Result):
         ids: the index of each output, in the shape of ``values``; -1 where an example is shorter than the longest.
         names: what the outputs stand for, by their index.
         measure: what ``values`` are: "probability", or "value" of a regression.
+        tokens: the number and token (or time) of each position of each example, as ``"4 [MASK]"``; None for a head with one
+            row a sequence.
     """
 
     task: str
     ids: Tensor
     names: dict[int, str]
     measure: str
+    tokens: tuple[tuple[str, ...], ...] | None
 
     @property
     def title(self) -> str:
-        return "Logit lens"
+        return f"Logit lens of the {self.task} head: outputs by their {self.measure}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """As ``Result.columns``, without places that an example does not have, with what each output stands for as ``output``
+        and, for a data set, each example's own tokens as ``token``.
+        """
+        columns, ids = super().columns(), self.ids.flatten().tolist()
+        value = columns.pop("value")
+        if self.tokens is not None and EXAMPLE in self.axes:
+            columns["token"] = self._token_column(self.tokens)
+        columns |= {"output": [self.names.get(index, "") for index in ids], "value": value}
+        kept = [place for place, index in enumerate(ids) if index >= 0]
+        return {name: [column[place] for place in kept] for name, column in columns.items()}
+
+    def _token_column(self, tokens: tuple[tuple[str, ...], ...]) -> list[str]:
+        """The token of each entry [stream example pos rank]; empty where an example has no such position."""
+        streams, _, longest, ranks = self.values.shape
+        padded = [name for row in tokens for name in (*row, *[""] * (longest - len(row)))]
+        return [name for name in padded for _ in range(ranks)] * streams
 
     def top(self, k: Whole = 10) -> list[Entry]:
         """The k largest values, largest first, each with its labels and what the output stands for.
@@ -91,7 +112,7 @@ class LogitLens(Result):
         columns = [""]
         for axis in self.axes[1:-1]:
             columns = [f"{column}  {label}".strip() for column in columns for label in self.labels[axis]]
-        return columns
+        return columns if any(columns) else [f"output and its {self.measure}"]
 
     def _cell(self, ids: list[int], values: list[float]) -> str:
         form = ".0%" if self.measure == "probability" else ".4g"
@@ -131,7 +152,10 @@ def logit_lens(model: Encoder, inputs: Any, positions: Any = None, top_k: Whole 
     top_k, wanted = count_from_1(top_k, "top_k"), _wanted(head, positions, examples)
     at = None if wanted is None else checked_positions(wanted, examples.whole)
     with torch.no_grad():
-        read = [_read(model, head, batch, None if at is None else at[chosen], top_k) for chosen, batch in examples.batches()]
+        read = [
+            _read(model, head, batch, None if at is None else at[chosen], top_k)
+            for chosen, batch in examples.batches("logit lens")
+        ]
     longest = max(values.shape[2] for values, _ in read)
     values = torch.cat([_padded(part, longest, torch.nan) for part, _ in read], 1)
     ids = torch.cat([_padded(part, longest, -1) for _, part in read], 1)
@@ -156,6 +180,7 @@ def logit_lens(model: Encoder, inputs: Any, positions: Any = None, top_k: Whole 
         ids=ids,
         names={index: head.output_name(index, model.tokenizer) for index in found},
         measure=head.measure,
+        tokens=examples.position_names(wanted) if head.per_position else None,
     )
 
 

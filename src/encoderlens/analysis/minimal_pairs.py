@@ -18,7 +18,7 @@ from encoderlens.analysis.pseudo_log_likelihood import (
     summed,
 )
 from encoderlens.analysis.result import EXAMPLE, Interval, Result
-from encoderlens.errors import InputError
+from encoderlens.errors import InputError, WordsUnknownError
 from encoderlens.given import Whole, check_text
 from encoderlens.hooked_encoder import HookedEncoder
 
@@ -67,6 +67,12 @@ class MinimalPairs(Result):
             table.add_row(*map(Text, sentences), *(f"{score:.3f}" for score in scores))
         return table
 
+    def columns(self) -> dict[str, list[Any]]:
+        """A row for each pair: both sentences, their scores, and the difference as ``value``."""
+        good, bad = map(list, zip(*self.sentences, strict=True))
+        scores = {"good_score": self.good.tolist(), "bad_score": self.bad.tolist(), "value": self.values.tolist()}
+        return {"good": good, "bad": bad, **scores}
+
     def to_dict(self) -> dict[str, Any]:
         """As ``Result.to_dict``, with the accuracy and its interval as ``accuracy``."""
         accuracy = self.accuracy
@@ -97,6 +103,8 @@ def minimal_pairs(model: HookedEncoder, pairs: Any, method: Method = "within_wor
         for side, of_side in zip(("good", "bad"), zip(*sentences, strict=True), strict=True):
             try:
                 texts += masked_texts(model, model.prepare(list(of_side)), method)
+            except WordsUnknownError:
+                raise  # which says it of the tokenizer, not of a sentence
             except InputError as error:
                 raise InputError(f"the {side} sentences: {error}") from error
         good, bad = summed(log_probabilities(model, texts, batch_size)).chunk(2)

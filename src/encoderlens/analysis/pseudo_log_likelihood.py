@@ -14,12 +14,13 @@ from torch import Tensor
 
 from encoderlens.analysis.examples import count_from_1
 from encoderlens.analysis.result import EXAMPLE, Result
-from encoderlens.errors import InputError, TokenizerMissingError
+from encoderlens.errors import InputError, TokenizerMissingError, WordsUnknownError
 from encoderlens.given import Whole
 from encoderlens.hooked_encoder import HookedEncoder
 from encoderlens.linearised import require_eval
 from encoderlens.names import check_word
 from encoderlens.precision import at_least_float32
+from encoderlens.progress import tracked
 from encoderlens.text_input import TextBatch
 from encoderlens.tokenizing import special_ids
 
@@ -71,6 +72,18 @@ class PseudoLogLikelihood(Result):
 
     def _per_text(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers).reshape(self.values.shape)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """A row for each token that was scored: its text's name, position, token and log-probability, and its word's number."""
+        names = self.labels.get(EXAMPLE, ("",) * len(self.tokens))
+        columns: dict[str, list[Any]] = {
+            EXAMPLE: [name for name, tokens in zip(names, self.tokens, strict=True) for _ in tokens],
+            "position": list(chain.from_iterable(self.positions)),
+            "token": list(chain.from_iterable(self.tokens)),
+        }
+        if self.words is not None:
+            columns["word"] = list(chain.from_iterable(self.words))
+        return columns | {"value": [value for values in self.log_probs for value in values.tolist()]}
 
     def table(self, k: Whole = 10) -> Table:
         """A row a text, in their order, the first k of them; of a single text a row for each of its tokens.
@@ -207,7 +220,7 @@ def masked_texts(model: HookedEncoder, batch: TextBatch, method: Method) -> list
     rows = _rows(batch)
     words = _words(batch, rows)
     if method == "within_word" and words is None:
-        raise InputError(
+        raise WordsUnknownError(
             "within_word needs to know which tokens make a word, as it does of texts under a fast tokenizer (a tokenizer.json) "
             "that splits them at spaces, without a mask of one's own; give such texts, or take method='original'"
         )
@@ -238,7 +251,8 @@ def log_probabilities(model: HookedEncoder, texts: list[MaskedText], batch_size:
     runs = sorted(asked, key=lambda run: len(run[0].tokens))  # so that there is little padding
     found: dict[tuple[Row, int, int], float] = {}
     with torch.no_grad():
-        for start in range(0, len(runs), batch_size):
+        starts = range(0, len(runs), batch_size)
+        for start in tracked(starts, "scoring", len(starts)):
             chosen = runs[start : start + batch_size]
             answers = [(index, target) for index, run in enumerate(chosen) for target in asked[run]]
             indices, targets = zip(*answers, strict=True)

@@ -4,6 +4,7 @@ Two axes mean something to the code here: ``example`` counts the inputs that an 
 ``component`` counts the parts of a sum.
 """
 
+import importlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -21,8 +22,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from encoderlens.errors import InputError
+from encoderlens.errors import InputError, PackageMissingError
 from encoderlens.given import Whole, is_whole
+from encoderlens.tables import html_table
 
 EXAMPLE = "example"
 COMPONENT = "component"
@@ -150,8 +152,28 @@ class Result:
         """``to_dict`` as strict JSON, which has no NaN and no infinity: both become null."""
         return json.dumps(_finite(self.to_dict()), allow_nan=False)
 
+    def to_pandas(self) -> Any:
+        """A data frame with a row for each entry of ``values``: a column of labels for each axis, then ``value``. Analyses add
+        columns of their own.
+
+        Raises:
+            PackageMissingError: where pandas is not installed.
+        """
+        return data_frame(self.columns())
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The columns of ``to_pandas``, by name."""
+        places = np.indices(tuple(self.values.shape)).reshape(self.values.ndim, -1)
+        labelled = {
+            axis: [self.labels[axis][index] for index in indices] for axis, indices in zip(self.axes, places, strict=True)
+        }
+        return labelled | {"value": self.values.flatten().tolist()}
+
     def __rich__(self) -> Table:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table())
 
     def __str__(self) -> str:
         # A notebook's console would show the table there instead of writing it to the file.
@@ -269,6 +291,19 @@ def _t_probability(theta: float, freedom: int) -> float:
         term *= square * (power + 1) / (power + 2)
     series *= math.sin(theta)
     return 2 / math.pi * (theta + series) if odd else series
+
+
+def data_frame(columns: Mapping[str, list[Any]]) -> Any:
+    """A data frame of columns.
+
+    Raises:
+        PackageMissingError: where pandas is not installed.
+    """
+    try:
+        pandas = importlib.import_module("pandas")
+    except ImportError as error:
+        raise PackageMissingError("to_pandas needs pandas, which is not installed: run pip install pandas") from error
+    return pandas.DataFrame(dict(columns))
 
 
 def _check_axes(values: Tensor, axes: tuple[str, ...]) -> None:

@@ -19,7 +19,13 @@ def read_sentences(path: Path | str) -> list[str]:
     Raises:
         InputError: for a file that is not there, is not UTF-8, or holds no sentence.
     """
-    sentences = [line.strip() for line in _text(path).split("\n") if line.strip()]
+    return [sentence for _, sentence in numbered_sentences(path)]
+
+
+def numbered_sentences(path: Path | str) -> list[tuple[int, str]]:
+    """As ``read_sentences``, each with the number of its line, from 1."""
+    lines = enumerate(_text(path).split("\n"), 1)
+    sentences = [(number, line.strip()) for number, line in lines if line.strip()]
     if not sentences:
         raise InputError(f"{path} holds no sentence")
     return sentences
@@ -37,17 +43,25 @@ def read_minimal_pairs(path: Path | str) -> list[tuple[str, str]]:
         InputError: with the file and the line, for a file that is not there, is none of these, is not UTF-8, or holds no pair,
             for a line without two sentences, and for half characters.
     """
+    return [pair for _, pair in numbered_pairs(path)]
+
+
+def numbered_pairs(path: Path | str) -> list[tuple[int, tuple[str, str]]]:
+    """As ``read_minimal_pairs``, each with the number of its line, from 1."""
     readers = {".jsonl": _json_pairs, ".tsv": _tsv_pairs, ".csv": _csv_pairs}
     suffix = Path(path).suffix.lower()
     if suffix not in readers:
-        raise InputError(f"{path} ends in none of {', '.join(readers)}, of which minimal pairs are read")
+        raise InputError(
+            f"{path} ends in none of {', '.join(readers)}, from which minimal pairs are read; sentences are read from .txt, "
+            "one a line"
+        )
     pairs = []
     for line, good, bad in readers[suffix](path, _text(path)):
         for name, value in (("good", good), ("bad", bad)):
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"{path}, line {line}: the {name} sentence is missing or empty")
             check_text(value, f"{path}, line {line}: the {name} sentence")
-        pairs.append((good.strip(), bad.strip()))
+        pairs.append((line, (good.strip(), bad.strip())))
     if not pairs:
         raise InputError(f"{path} holds no pair")
     return pairs

@@ -139,6 +139,28 @@ def _checked(clip: Tensor, where: str) -> Clip:
     return clip
 
 
+def as_values(values: Any, dtype: torch.dtype) -> Float[Tensor, "batch sample"]:
+    """What a feature extractor made of clips, as it is: [batch sample], or [sample] for a single clip.
+
+    Args:
+        dtype: of the result.
+
+    Raises:
+        InputError: for a wrong type or shape, NaN, infinities, and samples too large for this dtype.
+    """
+    given = as_tensor(values, "input_values")
+    if given.ndim not in (1, 2) or given.numel() == 0 or not given.is_floating_point():
+        raise InputError(
+            f"input_values is {described(values)}; give floating-point numbers [batch sample], not empty, as a feature "
+            "extractor returns them"
+        )
+    rows = torch.atleast_2d(given)
+    for index, row in enumerate(rows):
+        _checked(row, f"row {index} of input_values")
+    _check_peaks(rows.unbind(), dtype)
+    return rows.to(dtype, copy=True)
+
+
 def _peak(clip: Clip) -> float:
     """The largest magnitude; NaN or infinite if any sample is."""
     low, high = torch.aminmax(clip.detach())

@@ -1,26 +1,84 @@
 """AudioReader: from what the user has to one checked batch of clips or frames, as a model with its processor reads it."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from encoderlens.audio.batch import AudioBatch
-from encoderlens.audio.clips import LOUDEST, as_clips, check_lengths, joined
+from encoderlens.audio.clips import LOUDEST, as_clips, as_values, check_lengths, joined
 from encoderlens.audio.masks import check_frame_mask, check_real, lengths_of_sample_mask, mask_of_lengths
 from encoderlens.audio.processor import Processing, timing_of
 from encoderlens.audio.rates import check_rate
 from encoderlens.audio.timing import Timing
 from encoderlens.config import FrontendPart
 from encoderlens.errors import InputError
-from encoderlens.given import as_tensor, dtype_name
+from encoderlens.given import as_rows, as_tensor, check_keys, check_once, dtype_name
 from encoderlens.names import check_word
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import Resid
+
+HF_NAMES = ("input_values", "attention_mask")  # of what a speech model reads
+PADDED = "feature_extractor(waves, sampling_rate=…, padding=True, return_tensors='pt')"
+
+
+@dataclass(frozen=True)
+class InputValues:
+    """What a feature extractor made of clips: normalised and padded already, at the model's rate.
+
+    Attributes:
+        values: [batch sample].
+    """
+
+    values: Any
+
+
+@dataclass(frozen=True)
+class AudioArguments:
+    """What a caller gives as one input, whatever it is called.
+
+    Attributes:
+        inputs: InputValues, waveforms, frames, a prepared batch or a residual stream.
+        mask: of real samples or frames.
+    """
+
+    inputs: Any
+    mask: Any
+
+
+def audio_arguments(
+    inputs: Any, one_zero_attention_mask: Any = None, *, input_values: Any = None, attention_mask: Any = None
+) -> AudioArguments:
+    """Arguments under our names and those of Hugging Face, and what a feature extractor returns, as one set.
+
+    Args:
+        inputs: also a dictionary or BatchFeature with the names of Hugging Face.
+        one_zero_attention_mask, input_values, attention_mask: as for ``HookedAudioEncoder.forward``.
+
+    Raises:
+        InputError: for something that is given twice, nothing to read, and for names in a dictionary that are unknown.
+    """
+    values = [("input_values", InputValues(as_rows(input_values, "input_values", PADDED)))] if input_values is not None else []
+    masks = [("one_zero_attention_mask", one_zero_attention_mask), ("attention_mask", attention_mask)]
+    if isinstance(inputs, Mapping):
+        check_keys(inputs, HF_NAMES)
+        if inputs.get("input_values") is not None:
+            rows = as_rows(inputs["input_values"], "the dictionary's input_values", PADDED)
+            values.append(("the dictionary's input_values", InputValues(rows)))
+        masks.append(("the dictionary's attention_mask", as_rows(inputs.get("attention_mask"), "attention_mask", PADDED)))
+    elif inputs is not None:
+        values.append(("inputs", inputs))
+    masks = [(called, mask) for called, mask in masks if mask is not None]
+    check_once(*(called for called, _ in values))
+    check_once(*(called for called, _ in masks))
+    if not values:
+        raise InputError("there is no input: give waveforms, or what a feature extractor returns (input_values=)")
+    return AudioArguments(values[0][1], masks[0][1] if masks else None)
 
 
 @dataclass(frozen=True)
@@ -56,7 +114,7 @@ class AudioReader:
         padding: Any,
         mask_time_indices: Any,
     ) -> AudioBatch:
-        """Waveforms, frames or (frames, mask) as one checked batch on the model's device.
+        """Waveforms, InputValues, frames or (frames, mask) as one checked batch on the model's device.
 
         Raises:
             InputError, GradientError: for what the model cannot read.
@@ -65,9 +123,12 @@ class AudioReader:
         if sampling_rate is not ...:
             check_rate(sampling_rate)
         alone = padding == "independent"
-        batch = (
-            self._of_frames(inputs, mask, alone) if are_frames(inputs) else self._of_clips(inputs, mask, sampling_rate, alone)
-        )
+        if isinstance(inputs, InputValues):
+            inputs, batch = inputs.values, self._of_values(inputs.values, mask, sampling_rate, alone)
+        elif are_frames(inputs):
+            batch = self._of_frames(inputs, mask, alone)
+        else:
+            batch = self._of_clips(inputs, mask, sampling_rate, alone)
         items = inputs if isinstance(inputs, list | tuple) else [inputs]
         elsewhere = [item.device for item in items if isinstance(item, Tensor) and item.device != batch.device]
         if elsewhere and not move_to_device:
@@ -104,19 +165,47 @@ class AudioReader:
         check_lengths(clips, frontend, processing.rate, hint)
         longest = max(map(len, clips))
         lengths, of_samples = self._lengths(clips, mask, longest, given.resampled)
-        n_frames = frontend.n_frames(longest)
         masks = processing.masks or alone or of_samples
-        if mask is not None and not of_samples:
-            real = self._frame_mask(mask, len(clips), n_frames)
-        elif masks:
-            own = mask_of_lengths([frontend.n_frames(length) for length in lengths], n_frames).bool()
-            real = self._frame_mask(own, len(clips), n_frames)
-        else:
-            real = None
         waves = joined(clips, processing, lengths if masks else None, self.dtype)
-        samples = tuple(lengths) if alone and min(lengths) < longest else None
-        sequence = Sequence(len(clips), n_frames, real, alone)
-        return self._batch(sequence, waves=waves.to(self.device), samples=samples, single=given.single)
+        frame_mask = None if of_samples else mask
+        return self._of_waves(waves, frame_mask, lengths if masks else None, alone, given.single)
+
+    def _of_values(self, values: Any, mask: Any, sampling_rate: Any, alone: bool) -> AudioBatch:
+        """What a feature extractor returned. As in Hugging Face, only a mask says that samples are padding."""
+        if sampling_rate not in (..., self.processing.rate):
+            raise InputError(
+                f"sampling_rate={sampling_rate!r} is given, and input_values have the model's rate, {self.processing.rate} Hz: "
+                "give the rate to the feature extractor, or give waveforms"
+            )
+        mask = None if mask is None else as_tensor(mask, "the mask")
+        waves = as_values(values, self.dtype)
+        check_lengths(waves.unbind(), self.frontend, self.processing.rate)
+        lengths, of_samples = self._lengths(waves.unbind(), mask, waves.shape[1], resampled=False)
+        single = as_tensor(values, "input_values").ndim == 1
+        return self._of_waves(waves, None if of_samples else mask, lengths, alone, single)
+
+    def _of_waves(
+        self,
+        waves: Float[Tensor, "batch sample"],
+        frame_mask: Tensor | None,
+        lengths: list[int] | None,
+        alone: bool,
+        single: bool,
+    ) -> AudioBatch:
+        """A batch of waves as the front end reads them.
+
+        Args:
+            frame_mask: of real frames; None if ``lengths`` says it.
+            lengths: how many samples of each are real; None where padding is read as silence.
+        """
+        batch, longest = waves.shape
+        n_frames = self.frontend.n_frames(longest)
+        if frame_mask is None and lengths is not None:
+            frame_mask = mask_of_lengths([self.frontend.n_frames(length) for length in lengths], n_frames).bool()
+        sequence = Sequence(batch, n_frames, self._frame_mask(frame_mask, batch, n_frames), alone)
+        padded = alone and lengths is not None and min(lengths) < longest
+        samples = tuple(lengths) if padded and lengths is not None else None
+        return self._batch(sequence, waves=waves.to(self.device), samples=samples, single=single)
 
     def _lengths(self, clips: Items[Tensor], mask: Tensor | None, longest: int, resampled: bool) -> tuple[list[int], bool]:
         """How many samples of each clip are real, and whether a mask over samples says so."""

@@ -1,7 +1,8 @@
 """Transcripts, read word by word as the symbols that a CTC model has."""
 
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from encoderlens.errors import InputError
@@ -57,6 +58,35 @@ def target_of(tokenizer: Any, transcript: Any, n_symbols: int) -> Target:
             target.append((" ", space if space < n_symbols else None))
         target += [(piece, symbols[piece]) for piece in word]
     return target
+
+
+def normalised(tokenizer: Any, transcript: str) -> str:
+    """A transcript in the case of a tokenizer's characters, without the punctuation that it lacks.
+
+    A dash that the tokenizer lacks parts words, other punctuation goes, and a curly apostrophe becomes a straight one. Letters
+    and digits stay, also those that the tokenizer lacks.
+
+    Raises:
+        InputError: for a tokenizer of phonemes, in whose transcripts case and punctuation have a meaning.
+    """
+    from transformers import Wav2Vec2PhonemeCTCTokenizer
+
+    if isinstance(tokenizer, Wav2Vec2PhonemeCTCTokenizer):
+        raise InputError("phonemes have no case or punctuation to normalise: leave it out")
+    vocabulary = tokenizer.get_vocab()
+    plain = unicodedata.normalize("NFC", transcript).replace("\u2019", "'").replace("\u2018", "'")
+    return " ".join("".join(_normalised(letter, vocabulary) for letter in plain).split())
+
+
+def _normalised(letter: str, vocabulary: Mapping[str, int]) -> str:
+    spellings = [letter, letter.upper(), letter.lower()]
+    known = [spelling for spelling in spellings if all(part in vocabulary for part in spelling)]
+    if known:
+        return known[0]
+    category = unicodedata.category(letter)
+    if category == "Pd":
+        return " "
+    return "" if category.startswith("P") else letter
 
 
 def _phonemes(text: str, delimiter: str) -> list[list[str]]:

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from encoderlens import __version__
+from encoderlens.cli.align import align
 from encoderlens.cli.demo import demo
 from encoderlens.cli.fill import fill
 from encoderlens.cli.info import info
@@ -16,7 +17,7 @@ from encoderlens.cli.score import score
 from encoderlens.errors import EncoderLensError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-for command in (demo, info, run, fill, score, models):
+for command in (demo, info, run, fill, score, align, models):
     app.command()(command)
 
 
@@ -29,7 +30,8 @@ def about(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 
 def main() -> None:
-    """Run the command line; 0 on success, 1 for an error of the project, 2 for wrong usage."""
+    """Run the command line; 0 on success, 1 for an error of the project, 2 for wrong usage, 3 for a file
+    of which some lines could not be scored."""
     try:
         app()
     except (EncoderLensError, OSError) as error:

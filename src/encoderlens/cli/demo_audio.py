@@ -1,102 +1,80 @@
-"""``encoderlens demo --audio``: a clip, seen from the inside of a speech model."""
+"""``encoderlens demo`` of a speech model: what it makes of a clip."""
 
-import shlex
-from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from encoderlens.activation_cache import ActivationCache
-from encoderlens.analysis import direct_logit_attribution, logit_lens
 from encoderlens.audio import AudioBatch, read_audio
-from encoderlens.cli.common import open_audio_model
-from encoderlens.cli.items import surest_frame
+from encoderlens.cli.common import table_of
+from encoderlens.cli.demo_parts import (
+    Demo,
+    bits,
+    command_line,
+    head_sections,
+    layer_changes,
+    other_output,
+    title_of,
+)
+from encoderlens.cli.reading import read
 from encoderlens.errors import TokenizerMissingError
 from encoderlens.hooked_audio_encoder import HookedAudioEncoder
 from encoderlens.names import head_label
 
-TOP = 5
 
+def demo_of_clip(encoder: HookedAudioEncoder, name: str, path: str) -> Demo:
+    """The demo of a speech model: its prediction, how that forms, what decides it, and how far its heads look.
 
-def show_clip(model: str, path: Path) -> None:
-    """What a speech model makes of a clip: its prediction, how that forms, what decides it, and how far its heads look."""
-    encoder = open_audio_model(model)
+    Args:
+        name: the model, as it was given.
+        path: a WAV or FLAC file.
+
+    Raises:
+        InputError: for a file that cannot be read, or a clip that is too short.
+    """
     samples, rate = read_audio(path, encoder.processing.rate)
     batch = encoder.prepare(samples, None, rate)
-    with torch.inference_mode():
-        _, cache = encoder.run_with_cache(batch)
-    console = Console()
-    cfg, seconds = encoder.cfg, len(samples) / rate
-    title = f"{cfg.model_name}: {cfg.n_layers} layers, {cfg.n_heads} heads a layer"
-    console.print(title, style="bold", markup=False, highlight=False)
-    console.print(f"{path}: {seconds:.2f} s, {batch.sequence.pos} frames", style="italic", markup=False, highlight=False)
-    sections = {"How much each layer changes the stream": _changes(encoder, cache)} | _head_sections(encoder, batch)
+    _, cache = encoder.run_with_cache(batch, return_type=None)
+    reading = read(encoder, batch)
+    sections: dict[str, Any] = {"How much each layer changes the stream": layer_changes(encoder, cache)}
+    transcript = None
+    if reading.position is not None:  # a class stands among the outputs below
+        transcript = _prediction(encoder, batch)
+        sections["What it predicts"] = Text(transcript or "(only blanks)")
+    sections |= head_sections(encoder, batch, reading)
     sections["How far its heads look, nearest first"] = _reach(encoder, cache)
-    for heading, section in sections.items():
-        console.print(f"\n{heading}", style="bold")
-        console.print(section)
-    console.print("\nTry next", style="bold")
-    for hint in (
-        f"encoderlens run {shlex.quote(model)} --audio {shlex.quote(str(path))} --save activations.safetensors",
-        f"encoderlens info {shlex.quote(model)}    every hook point, with its shape",
-    ):
-        console.print(f"  {hint}", markup=False, highlight=False, soft_wrap=True)
+    asked = ("run", name, path)
+    hints = {}
+    other = other_output(encoder, reading)
+    if other is not None:
+        hints[f"what decides {other!r}"] = command_line(*asked, "--lens", "--attribute", other)
+    if "ctc" in encoder.heads and encoder.tokenizer is not None and transcript:
+        hints["where each word lies"] = command_line("align", name, path, transcript)
+    hints["keep every activation"] = command_line(*asked, "--save", "activations.safetensors")
+    hints["every hook point, with its shape"] = command_line("info", name)
+    line = f"{path}: {len(samples) / rate:.2f} s, {batch.sequence.pos} frames"
+    return Demo(title_of(encoder), (line,), sections, hints)
 
 
-def _head_sections(encoder: HookedAudioEncoder, batch: AudioBatch) -> dict[str, object]:
-    """What the head of the task says, and how it comes to that; nothing for a model without heads."""
-    if encoder.task is None:
-        return {}
-    head, frame = encoder.heads[encoder.task], surest_frame(encoder, batch)
-    with torch.inference_mode():
-        logits = encoder(batch, return_type="logits")
-    row = logits[0] if frame is None else logits[0, frame]
-    best = int(row.argmax())
-    where = "" if frame is None else f" at {batch.times[frame]:.3f} s, where it is surest of a symbol"
-    return {
-        "What it predicts": _prediction(encoder, batch),
-        f"What it would say{where} after each layer and sublayer, through its own head": logit_lens(encoder, batch, frame, TOP),
-        f"Which heads, MLPs and biases decide {head.output_name(best, encoder.tokenizer)!r}{where}": direct_logit_attribution(
-            encoder, batch, best, frame
-        ),
-    }
-
-
-def _prediction(encoder: HookedAudioEncoder, batch: AudioBatch) -> Text:
+def _prediction(encoder: HookedAudioEncoder, batch: AudioBatch) -> str:
     try:
-        with torch.inference_mode():
-            return Text(str(encoder(batch, return_type="predictions")) or "(only blanks)")
+        return str(encoder(batch, return_type="predictions"))
     except TokenizerMissingError as error:
-        return Text(str(error), style="dim")
-
-
-def _changes(encoder: HookedAudioEncoder, cache: ActivationCache) -> Table:
-    """The length of what attention and MLP write, over that of the stream that enters the layer; means over frames."""
-    table = Table()
-    for column in ("layer", "stream", "attention writes", "MLP writes"):
-        table.add_column(column)
-    for layer in range(encoder.cfg.n_layers):
-        names = ("resid_pre", "attn_out", "mlp_out")
-        stream, attention, mlp = (cache[name, layer].norm(dim=-1).mean().item() for name in names)
-        table.add_row(str(layer), f"{stream:.2f}", f"{attention / stream:.0%}", f"{mlp / stream:.0%}")
-    return table
+        return str(error)
 
 
 def _reach(encoder: HookedAudioEncoder, cache: ActivationCache, most: int = 8) -> Table:
     """The mean distance between the frame that looks and those that it looks at, and the entropy of its patterns."""
-    rows = []
+    found = []
     for layer in range(encoder.cfg.n_layers):
         pattern = cache["pattern", layer][0].float()
         frames = torch.arange(pattern.shape[-1], device=pattern.device)
         distances = (frames[:, None] - frames).abs() * encoder.timing.stride / encoder.timing.rate
         reach = (pattern * distances).sum(-1).mean(-1).tolist()
-        bits = (torch.special.entr(pattern).sum(-1).mean(-1) / torch.log(torch.tensor(2.0))).tolist()
-        rows += [(reach[head], bits[head], head_label(layer, head)) for head in range(encoder.cfg.n_heads)]
-    table = Table()
-    for column in ("head", "mean distance (s)", "entropy (bits)"):
-        table.add_column(column)
-    for distance, entropy, label in sorted(rows)[:most]:
-        table.add_row(label, f"{distance:.3f}", f"{entropy:.2f}")
-    return table
+        entropy = bits(pattern).mean(-1).tolist()
+        labels = [head_label(layer, head) for head in range(encoder.cfg.n_heads)]
+        found += zip(reach, entropy, labels, strict=True)
+    rows = [(label, f"{far:.3f}", f"{some:.2f}") for far, some, label in sorted(found)[:most]]
+    return table_of(("head", "mean distance (s)", "entropy (bits)"), rows)

@@ -6,16 +6,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from encoderlens.cli.common import AsJson, Model, Task, axis_sizes, open_model
+from encoderlens.cli.common import AsJson, Model, Quiet, Task, axis_sizes, open_model
 from encoderlens.config import SentenceEmbeddingPart
 from encoderlens.encoder import Encoder
 from encoderlens.given import dtype_name
 from encoderlens.names import block_of
+from encoderlens.progress import progress_bars
 
 
-def info(model: Model, task: Task = None, as_json: AsJson = False) -> None:
+def info(model: Model, task: Task = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Show a model's architecture, parameters, and hook points with their shapes."""
-    facts = describe(open_model(model, task))
+    with progress_bars(not quiet):
+        facts = describe(open_model(model, task))
     if as_json:
         print(json.dumps(facts))
         return

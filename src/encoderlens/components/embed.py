@@ -12,6 +12,7 @@ from encoderlens.components.effective import effective
 from encoderlens.components.linear import Component, Linear, WeightView
 from encoderlens.components.norm import ScaledNorm
 from encoderlens.components.residual import Norm, Projection, Step, Write
+from encoderlens.errors import InputError
 from encoderlens.hook_points import HookPoint
 from encoderlens.sequence import Sequence
 from encoderlens.shapes import Stream
@@ -80,7 +81,7 @@ class AbsolutePositions(Component):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_ctx, d_embed))
 
-    def forward(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+    def forward(self, tokens: Int[Tensor, "batch pos"] | None, sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
         return sequence.position_rows(self.weight)
 
 
@@ -101,7 +102,9 @@ class PaddedPositions(Component):
         self.pad, self.skipped = pad, pad + 1
         self.weight = nn.Parameter(torch.empty(n_ctx + self.skipped, d_embed))
 
-    def forward(self, tokens: Int[Tensor, "batch pos"], sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+    def forward(self, tokens: Int[Tensor, "batch pos"] | None, sequence: Sequence) -> Float[Tensor, "batch pos d_embed"]:
+        if tokens is None:  # then every position counts, as in Hugging Face
+            return sequence.position_rows(self.weight[self.skipped :])
         real = tokens != self.pad
         return F.embedding(self.pad + real.cumsum(1) * real, self.weight, self.pad)
 
@@ -160,13 +163,25 @@ class Embed(nn.Module):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Int[Tensor, "batch pos"] | None,
         token_type_ids: Int[Tensor, "batch pos"] | None = None,
         sequence: Sequence | None = None,
+        vectors: Float[Tensor, "batch pos d_embed"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Token types are 0 if they are left out. Without a sequence, every position is real."""
-        sequence = Sequence.of(tokens) if sequence is None else sequence
-        total = self.hook_embed(self.words(tokens, sequence))
+        """The first residual stream. Token types are 0 if they are left out. Without a sequence, every position is real.
+
+        Args:
+            tokens: ids; None for a run from ``vectors``.
+            vectors: in place of the embeddings of tokens.
+
+        Raises:
+            InputError: without either.
+        """
+        start = vectors if tokens is None else tokens
+        if start is None:
+            raise InputError("the embeddings need tokens, or vectors in place of their embeddings")
+        sequence = Sequence.of(start) if sequence is None else sequence
+        total = self.hook_embed(start if tokens is None else self.words(tokens, sequence))
         if self.token_type_embed is not None:
             total = total + self.hook_token_type_embed(self.token_type_embed(token_type_ids, sequence))
         if self.task_type_embed is not None:

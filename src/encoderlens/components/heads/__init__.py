@@ -10,6 +10,7 @@ from encoderlens.components.heads.ctc import frames_needed as frames_needed
 from encoderlens.components.heads.head import AudioContext as AudioContext
 from encoderlens.components.heads.head import Head as Head
 from encoderlens.components.heads.head import LinearHead as LinearHead
+from encoderlens.components.heads.head import NamedOutputs as NamedOutputs
 from encoderlens.components.heads.head import Readout as Readout
 from encoderlens.components.heads.head import TextContext as TextContext
 from encoderlens.components.heads.head import owned_labels as owned_labels

@@ -91,8 +91,9 @@ class TokenClassificationHead(ClassHead):
 
 
 class ReplacedTokenHead(NamedOutputs[Batch]):
-    """One logit for each position [batch pos 1]: above zero it says that a generator has put the token there (Clark et al.
-    2020). Labels are [batch pos], 1 for a replaced token; the loss leaves padding and -100 out.
+    """One logit for each position [batch pos]: above zero, a generator put the token there (Clark et al. 2020).
+
+    Labels are [batch pos], 1 for a replaced token; the loss leaves padding and -100 out.
     """
 
     task = "replaced_token_detection"
@@ -105,17 +106,20 @@ class ReplacedTokenHead(NamedOutputs[Batch]):
         super().__init__(pre_classifier=pre_classifier, rtd_head=self.rtd_head)
 
     def forward(self, resid: Tensor, sequence: Sequence) -> Tensor:
-        return self.rtd_head(self.pre_classifier(resid, sequence))
+        return self.rtd_head(self.pre_classifier(resid, sequence)).squeeze(-1)
+
+    def by_output(self, logits: Tensor) -> Tensor:
+        return logits.unsqueeze(-1)
 
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
         check_class_ids(labels, (sequence.batch, sequence.pos), 2, "labels of original (0) and replaced (1) tokens")
 
     def loss(self, logits: Tensor, labels: Tensor, sequence: Sequence) -> Tensor:
         scored = (labels != IGNORED) & sequence.real.to(labels.device)
-        return F.binary_cross_entropy_with_logits(logits.squeeze(-1)[scored], labels[scored].to(logits.dtype))
+        return F.binary_cross_entropy_with_logits(logits[scored], labels[scored].to(logits.dtype))
 
     def decode(self, logits: Tensor, batch: Batch) -> list[list[str]]:
-        replaced = (logits.squeeze(-1) > 0).long()
+        replaced = (logits > 0).long()
         return [[self.verdicts[verdict] for verdict in row] for row in real_rows(replaced, batch.sequence)]
 
     def all_biases(self) -> Biases:
@@ -123,7 +127,8 @@ class ReplacedTokenHead(NamedOutputs[Batch]):
 
     def probabilities(self, resid: Tensor, sequence: Sequence, at: Tensor | None = None) -> Tensor:
         """Of each token having been replaced."""
-        from_logits = at_least_float32(self.forward(resid, sequence)).sigmoid()
+        logits = self.by_output(self.forward(resid, sequence))
+        from_logits = at_least_float32(logits).sigmoid()
         return from_logits if at is None else at_positions(from_logits, at)
 
 

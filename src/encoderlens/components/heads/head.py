@@ -43,6 +43,10 @@ class TextContext(Batch):
         """True at mask tokens that are no padding."""
 
     @abstractmethod
+    def mask_advice(self, row: int) -> str:
+        """How to write a mask in one of the texts: the tokenizer's mask token, and what stands there in its place."""
+
+    @abstractmethod
     def decode_ids(self, ids: list[int]) -> str:
         """The text of some token ids."""
 
@@ -91,11 +95,13 @@ class Readout(ABC):
         task: what it is for.
         modules: its modules, by their names in the model.
         per_position: whether it has an output for every position, or one a sequence.
+        over_positions: whether the probabilities of each of its outputs sum to one over positions.
         layer_sum: the sum of the streams of all layers that it reads; None if it reads the final stream.
     """
 
     task: ClassVar[str]
     per_position: ClassVar[bool]
+    over_positions: ClassVar[bool] = False
     layer_sum: LayerSum | None = None
 
     def __init__(self, **modules: nn.Module) -> None:
@@ -124,6 +130,10 @@ class Head(Readout, Generic[BatchKind]):
     def blank(self) -> int | None:
         """The index of the logit that stands for nothing, at most positions; None if all stand for something."""
         return None
+
+    def by_output(self, logits: Float[Tensor, "*logits"]) -> Float[Tensor, "*rows output"]:
+        """Logits with a last axis over outputs, which a head with a single output may leave out."""
+        return logits
 
     @abstractmethod
     def check_labels(self, labels: Tensor, sequence: Sequence) -> None:
@@ -177,6 +187,10 @@ class Head(Readout, Generic[BatchKind]):
         """
         raise InputError(f"the {self.task} head has logits for every position: say which with position=")
 
+    def best_positions(self, logits: Float[Tensor, "pos output"], allowed: Bool[Tensor, " pos"]) -> list[int]:
+        """Of each output, the position of one sequence, out of those allowed, at which its logit is largest."""
+        return logits.float().masked_fill(~allowed[:, None], -torch.inf).argmax(0).tolist()
+
     def probabilities(
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, at: Int[Tensor, "batch k"] | None = None
     ) -> Float[Tensor, "batch *k output"]:
@@ -192,7 +206,8 @@ class Head(Readout, Generic[BatchKind]):
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, targets: Int[Tensor, "batch *pos"]
     ) -> Float[Tensor, "batch *pos"]:
         """One logit a sequence (or position), without the others where that is cheaper."""
-        return self.forward(resid, sequence).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        logits = self.by_output(self.forward(resid, sequence))
+        return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
     def linearise(
         self, resid: Float[Tensor, "batch pos d_model"], sequence: Sequence, targets: Int[Tensor, "batch *pos"]

@@ -85,15 +85,17 @@ class MaskedLMHead(TokenOutputs[TextContext]):
         if wrong:
             places = is_mask[wrong[0]].nonzero().flatten().tolist()
             found = f" (at {', '.join(map(str, places))})" if places else ""
-            raise InputError(f"sequence {wrong[0]} has {len(places)} mask tokens{found}, not one: say where with position=")
+            advice = "" if places else f"{batch.mask_advice(wrong[0])}, or "
+            raise InputError(
+                f"sequence {wrong[0]} has {len(places)} mask tokens{found}, not one: {advice}say where with position="
+            )
         return is_mask.int().argmax(1)
 
     def check_input(self, batch: TextContext) -> None:
         without = (~batch.masks.any(dim=1)).nonzero().flatten().tolist()
         if without:
             raise InputError(
-                f"there is no mask token to predict in sequence {', '.join(map(str, without))}: put the tokenizer's mask "
-                "token where a word is wanted"
+                f"there is no mask token to predict in sequence {', '.join(map(str, without))}: {batch.mask_advice(without[0])}"
             )
 
     def decode(self, logits: Tensor, batch: TextContext) -> list[list[str]]:

@@ -19,6 +19,7 @@ class QuestionAnsweringHead(NamedOutputs[TextContext]):
 
     task = "question_answering"
     per_position = True
+    over_positions = True
     labels = ("start", "end")
 
     def __init__(self, dropout: float, pre_classifier: PreClassifier | None, d_model: int) -> None:
@@ -42,6 +43,10 @@ class QuestionAnsweringHead(NamedOutputs[TextContext]):
 
     def decode(self, logits: Tensor, batch: TextContext) -> list[str]:
         return [batch.span_text(row, *_best_span(logits[row], batch.answerable(row))) for row in range(len(logits))]
+
+    def best_positions(self, logits: Float[Tensor, "pos output"], allowed: Bool[Tensor, " pos"]) -> list[int]:
+        """The start and the end of the best answer."""
+        return list(_best_span(logits, allowed))
 
     def all_biases(self) -> Biases:
         transform = {} if self.pre_classifier is None else self.pre_classifier.biases()
