@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from encoderlens import ActivationCache
@@ -33,14 +32,17 @@ def front_norm(model: AnyModel, layer: int, mlp_input: bool) -> str | None:
 
 
 def what_reads(cache: ActivationCache, batch: dict[str, Tensor], layer: int, mlp_input: bool) -> Tensor:
-    """What attention (by its split input), the MLP or the head got in the run of a batch."""
+    """What attention, the MLP or the head got in the run of a batch."""
     if layer == cache.model.cfg.n_layers:
         return run(cache.model, batch, "hidden").detach()
     if mlp_input:
         return cache["in", layer]
-    read = cache["q_input", layer]
-    assert torch.equal(read[:, :, 0], read[:, :, -1])
-    return read[:, :, 0]
+    name = front_norm(cache.model, layer, mlp_input)
+    if name is None:
+        return cache["resid_pre", layer]
+    norm = cache.model.get_submodule(name)
+    scaled = cache[f"{name}.hook_normalized"] * norm.w
+    return (scaled if norm.b is None else scaled + norm.b).detach()
 
 
 def bias_label(norm: str) -> str:

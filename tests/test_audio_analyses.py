@@ -25,6 +25,7 @@ from tests.additive import (
     run,
     score,
     targets_of,
+    unsplit,
 )
 from tests.by_hand import assert_rows, by_hand, front_norm, in_order_of_the_full_decomposition, places, stream, what_reads
 from tests.parity import CHANGE, assert_changed, assert_close, assert_complete, assert_parity, changed_along, largest_of
@@ -60,9 +61,7 @@ def model_of(layout: str = POST_LN, task: str = "ctc", dtype: torch.dtype = torc
 @cache
 def known(layout: str = POST_LN, task: str = "ctc", dtype: torch.dtype = torch.float64) -> tuple[Tensor, ActivationCache]:
     """Logits and cache of the padded batch, for all tests that only read them."""
-    logits, kept = model_of(layout, task, dtype).run_with_cache(
-        **arguments(BATCH), return_type="logits", names_filter=lambda name: True
-    )
+    logits, kept = model_of(layout, task, dtype).run_with_cache(**arguments(BATCH), return_type="logits", names_filter=unsplit)
     return logits.detach(), kept
 
 
@@ -486,7 +485,7 @@ def test_a_symbol_by_id_or_as_the_tokenizer_writes_it(target: Any, index: int, n
     result = direct_logit_attribution(model, CLIPS[0], target, 13)
     assert result.target == (name,)
     assert_close(result.total, model(CLIPS[0], return_type="logits")[0, 13, index].detach())
-    assert str(result).splitlines()[0].strip() == f"Direct logit attribution: {name}"
+    assert str(result).splitlines()[0].strip() == f"Direct logit attribution: {name} at {result.tokens[0]}"
 
 
 def test_without_a_tokenizer_there_are_ids() -> None:

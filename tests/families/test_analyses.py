@@ -8,7 +8,7 @@ from torch import Tensor
 
 from encoderlens import ActivationCache
 from encoderlens.analysis import direct_logit_attribution, logit_lens
-from tests.additive import POSITIONS, direct_losses, run, score, targets_of
+from tests.additive import POSITIONS, direct_losses, run, score, targets_of, unsplit
 from tests.by_hand import assert_rows, by_hand, in_order_of_the_full_decomposition, places, stream, what_reads
 from tests.parity import assert_parity
 from tests.text_families import HEADS, MASKED_LM, text_batch, text_model
@@ -24,7 +24,7 @@ def cached(hf_class: str, task: str, variant: str = "plain") -> tuple[Tensor, Ac
     """Logits and every activation of a padded batch, which no test changes."""
     model = text_model(hf_class, task, variant)
     batch = text_batch(model)
-    everything = {"names_filter": lambda name: True}
+    everything = {"names_filter": unsplit}
     logits, cache = model.run_with_cache(batch["tokens"], "logits", batch["types"], batch["mask"], **everything)
     return cache.model.heads[task].by_output(logits.detach()), cache
 

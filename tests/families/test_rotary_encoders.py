@@ -22,7 +22,9 @@ from tests.additive import (
     scale_points,
     score,
     targets_of,
+    unsplit,
 )
+from tests.by_hand import what_reads
 from tests.hooks import PRE_LN_BLOCK, Axes, declared, in_layers, norm
 from tests.parity import assert_complete, assert_parity, largest_of
 from tests.tiny import VARIANTS, tiny_batch, tiny_hf
@@ -60,13 +62,13 @@ def made(case: str, dtype: torch.dtype = torch.float64) -> HookedEncoder:
 @cache
 def cached(case: str, dtype: torch.dtype = torch.float64) -> ActivationCache:
     """Every activation of a padded batch."""
-    options: Any = {"names_filter": lambda name: True}
+    options: Any = {"names_filter": unsplit}
     return made(case, dtype).run_with_cache(BATCH["tokens"], None, None, BATCH["mask"], **options)[1]
 
 
 def reads(case: str, layer: int) -> Tensor:
     """What attention reads [batch pos d_model]."""
-    return cached(case)["q_input", layer][:, :, 0]
+    return what_reads(cached(case), BATCH, layer, False)
 
 
 # Hook points
