@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "encoderlens"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "shapes", "names", "not_on_encoders", "given", "slices", "precision", "devices", "memory", "fingerprint")
-    + ("progress", "tables"),
+    + ("module_tree", "progress", "tables"),
     ("sequence", "batch", "tokenizing", "alignment", "run_state", "hook_points", "hooked_root_module", "factored_matrix")
     + ("config", "config_from_dict"),
     ("components",),

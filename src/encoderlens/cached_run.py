@@ -18,8 +18,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from encoderlens.components.stand_ins import check_layers, hooked_names
 from encoderlens.devices import device_named
 from encoderlens.errors import AnalysisError, HookNameError, InputError
-from encoderlens.fingerprint import WeightsOfRun, fingerprint, modules_with_weights
+from encoderlens.fingerprint import WeightsOfRun, fingerprint
 from encoderlens.given import described, dtype_name, holds_integers, is_whole
+from encoderlens.module_tree import modules_with_weights
 from encoderlens.names import act_name, block_of, did_you_mean
 from encoderlens.slices import Slice, SliceInput
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from encoderlens.errors import WeightsError
+from encoderlens.module_tree import modules_with_weights
 from encoderlens.precision import same_numbers
 
 SAMPLE = 256  # numbers of each tensor that are compared
@@ -64,7 +65,7 @@ class WeightsOfRun:
     def __init__(self, model: Any, changed: Set[str] = frozenset()) -> None:
         self.model = model
         self._changed = changed
-        self._seen = {name: _seen(module) for name, module in modules_with_weights(model)}
+        self._seen = _stamps({name: _own(module) for name, module in modules_with_weights(model)})
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy of a cache has a copy of the model
         return WeightsOfRun, (self.model, frozenset(self.changed_in(self._seen)))
@@ -88,12 +89,13 @@ class _Stamp:
     """A tensor, as it was.
 
     Args:
-        tensor: the tensor, of which only some numbers are kept.
+        tensor: the tensor, which is not kept.
+        numbers: some numbers of it.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, numbers: Tensor) -> None:
         self._tensor: ReferenceType[Tensor] = ref(tensor)
-        self._version, self._dtype, self._numbers = _version(tensor), tensor.dtype, _sample(tensor)
+        self._version, self._dtype, self._numbers = _version(tensor), tensor.dtype, numbers
 
     def is_of(self, tensor: Tensor) -> bool:
         """Whether this is the tensor, and nothing in it is seen to have changed."""
@@ -108,45 +110,26 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    numbers = tensor.detach().reshape(-1)
-    return numbers[:: tensor.numel() // SAMPLE | 1].clone()  # at an odd distance: not all of one column
+    """Some numbers of a tensor, which may be a view of it."""
+    return tensor.detach().reshape(-1)[:: tensor.numel() // SAMPLE | 1]  # at an odd distance: not all of one column
 
 
-def _holds_weights(module: nn.Module) -> bool:
-    return bool(module._parameters or module._buffers)
+def _stamps(tensors: Mapping[str, list[Tensor]]) -> dict[str, tuple[_Stamp, ...]]:
+    """A stamp of each tensor. Numbers of the same kind are copied at once, as every cached run does that."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in (one for of_module in tensors.values() for one in of_module):
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    numbers: dict[int, Tensor] = {}
+    for alike in kinds.values():
+        samples = list(map(_sample, alike))
+        copies = torch.cat(samples).split([len(sample) for sample in samples])
+        numbers |= zip(map(id, alike), copies, strict=True)
+    return {name: tuple(_Stamp(one, numbers[id(one)]) for one in of_module) for name, of_module in tensors.items()}
 
 
 def _own(module: nn.Module) -> list[Tensor]:
     own = (*module._parameters.values(), *module._buffers.values())
     return [tensor for tensor in own if tensor is not None]
-
-
-def modules_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Those of ``model.named_modules()`` that have parameters or buffers of their own, in a fraction of its time, as every
-    cached run asks for them.
-    """
-    seen: set[nn.Module] = set()
-    left: list[tuple[str, nn.Module]] = [("", model)]
-    while left:
-        name, module = left.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        if _holds_weights(module):
-            yield name, module
-        if module._modules:
-            prefix = f"{name}." if name else ""
-            inside = [(prefix + own, child) for own, child in module._modules.items() if child is not None and _may_hold(child)]
-            left += reversed(inside)
-
-
-def _may_hold(module: nn.Module) -> bool:
-    """Whether a module or one inside it may have weights; most modules of an encoder are hook points, which have none."""
-    return bool(module._modules or module._parameters or module._buffers)
-
-
-def _seen(module: nn.Module) -> tuple[_Stamp, ...]:
-    return tuple(map(_Stamp, _own(module)))
 
 
 def _same(before: tuple[_Stamp, ...], now: list[Tensor]) -> bool:

@@ -27,6 +27,7 @@ from encoderlens.components.stand_ins import check_layers, hooked_names
 from encoderlens.encoder import Encoder
 from encoderlens.errors import AnalysisError
 from encoderlens.hook_points import CachingHook, HookPoint
+from encoderlens.module_tree import all_modules
 from encoderlens.precision import same_numbers
 from encoderlens.run_state import RunState
 
@@ -118,26 +119,13 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         AnalysisError: with the first such part, and the remedy.
     """
-    if not _any_in_training(model):
+    if not any(part.training for part in all_modules(model)):
         return
     parts = ((name, part) for name, part in model.named_modules() if not isinstance(part, nn.ModuleDict | nn.ModuleList))
     training = next((name for name, part in parts if part.training), None)  # not of containers: parametrising adds new ones
     if training is not None:
         where = f"{training} of the model" if training else "the model"
         raise AnalysisError(f"{where} is in training mode, where dropout changes every run; call model.eval() first")
-
-
-def _any_in_training(model: nn.Module) -> bool:
-    """Whether any module is in training mode: without names, which take most of the time."""
-    left: list[nn.Module | None] = [model]
-    while left:
-        module = left.pop()
-        if module is None:
-            continue
-        if module.training:
-            return True
-        left += module._modules.values()
-    return False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What stands in the place of a layer, or acts on one: whether the layer computes with the weights that it holds."""
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from encoderlens.errors import AnalysisError, WeightsError
+from encoderlens.module_tree import all_modules
 
 MAKES_WEIGHT = (BasePruningMethod, WeightNorm, SpectralNorm)  # the kinds of hook that set a weight before each run
 _KNOWN = ("encoderlens.", "torch.nn.modules.")  # where forward functions compute what weights say, and nothing else
@@ -23,14 +24,24 @@ def check_forward(module: nn.Module, where: str = "") -> None:
     Raises:
         WeightsError: for a forward function that is neither ours nor of torch's plain layers.
     """
-    forward = module.__dict__.get("forward", type(module).forward)
-    origin = str(getattr(forward, "__module__", None))
-    if not origin.startswith(_KNOWN):
+    if not _is_plain(module):
+        origin = _origin(module)
         raise WeightsError(
             f"{where or 'a layer'} is a {type(module).__name__} with a forward function of its own ({origin}), and its weights "
             "need not be all that it computes with: merge what it adds into the weight of a layer of the kind that the model "
             "was made with, or make it a parametrization (torch.nn.utils.parametrize.register_parametrization)"
         )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether its forward function is ours, or of a plain layer of torch."""
+    return _origin(module).startswith(_KNOWN)
+
+
+def _origin(module: nn.Module) -> str:
+    """Where its forward function comes from."""
+    forward = module.__dict__.get("forward", type(module).forward)
+    return str(getattr(forward, "__module__", None))
 
 
 def torch_hooks(module: nn.Module) -> list[Callable[..., Any]]:
@@ -65,10 +76,12 @@ def _hooked(where: str) -> AnalysisError:
 
 def hooked_names(model: nn.Module) -> frozenset[str]:
     """The names of the modules of a model that have forward hooks of torch."""
+    if not any(module._forward_hooks or module._forward_pre_hooks for module in all_modules(model)):
+        return frozenset()
     return frozenset(name for name, module in model.named_modules() if torch_hooks(module))
 
 
-def check_layers(model: nn.Module, modules: Iterable[nn.Module], hooked: Container[str]) -> None:
+def check_layers(model: nn.Module, modules: Iterable[nn.Module], hooked: Collection[str]) -> None:
     """Refuse to take apart what some modules of a model compute, where that is not what their weights say.
 
     Args:
@@ -79,6 +92,8 @@ def check_layers(model: nn.Module, modules: Iterable[nn.Module], hooked: Contain
         AnalysisError: for one with a hook.
     """
     read = set(modules)
+    if not hooked and all(map(_is_plain, read)):
+        return
     for name, module in model.named_modules():
         if module not in read:
             continue
