@@ -262,7 +262,8 @@ def test_transcripts(data: st.DataObject, longer: list[str], spoken: list[list[i
         event("ran")
         refused = ""
     if refused:
-        assert unknown or "the transcript needs" in refused
+        loud = model.cfg.dtype == torch.float16 and max(map(abs, wave.tolist())) > 16
+        assert unknown or "the transcript needs" in refused or (loud and "too large for float16" in refused)
         return
     assert not unknown
     assert [word.text for word in alignment.words] == ["".join(word) for word in words]
