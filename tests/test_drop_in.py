@@ -186,6 +186,12 @@ def test_the_loss_of_the_next_token() -> None:
     assert_close(utils.lm_accuracy(logits, tokens), utils.lm_accuracy(logits, tokens, per_token=True).double().mean().float())
 
 
+@pytest.mark.parametrize(("prompt", "count"), [("the doctor", 0), ("[MASK] [MASK]", 2)])
+def test_a_prompt_needs_one_mask(bert: HookedEncoder, prompt: str, count: int) -> None:
+    with pytest.raises(InputError, match=f"a prompt with one mask token, not {count}"):
+        utils.test_prompt(prompt, "the", bert)
+
+
 def test_small_helpers() -> None:
     matrix = torch.arange(20.0).view(4, 5)
     assert torch.equal(utils.transpose(matrix), matrix.T)

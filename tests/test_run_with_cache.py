@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from encoderlens import ActivationCache, HookedEncoder, utils
-from encoderlens.errors import GradientError, HookNameError, HookResultError, HookUnreachableError, InputError
+from encoderlens.errors import DeviceError, GradientError, HookNameError, HookResultError, HookUnreachableError, InputError
 from tests.hooks import modules_that_run
 from tests.parity import assert_close, assert_parity, largest_of
 from tests.tiny import tiny_batch
@@ -164,6 +164,13 @@ def test_dtype_and_device(bert):
     _, meta = bert.run_with_cache(TOKENS, names_filter=Q0, device="meta", pos_slice=(0, 2))
     assert meta[Q0].device.type == "meta"
     assert meta[Q0].shape == (3, 2, 5, 8)
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_model_runs(bert):
+    bert.add_hook(Q0, lambda tensor, hook: pytest.fail("it ran"))
+    with pytest.raises(DeviceError, match=r"device='cuda:99' is not there"):
+        bert.run_with_cache(TOKENS, device="cuda:99")
+    bert.reset_hooks()
 
 
 def test_gradients_are_kept_in_the_dtype_too(bert):
